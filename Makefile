@@ -1,0 +1,82 @@
+# Every target makes the environment it needs. `make help` lists them.
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
+BIN := .venv/bin
+# bash stops a recipe at the first command that fails, also inside a loop or a pipe
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# glibc gives large blocks back to the system after every step and fetches them again; kept, a CPU step takes about
+# 0.6 of the time (docs/benchmarks.md). Changes no number.
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
+export MALLOC_TOP_PAD_ ?= 536870912
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: help env demo clean-demo test check lock convert-to-hf
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
+
+env: .venv/.installed  ## make .venv with everything in requirements.txt, at the versions of requirements.lock
+
+.venv/.installed: requirements.txt requirements.lock pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; name Python 3.11 or 3.12: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "error: Python 3.11 or 3.12 is needed; name one: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
+	@touch $@
+
+# ---------------------------------------------------------------------------------------------------------- the demo
+# TOKENIZER=own trains one on the corpus; TOKENIZER=gemma2 takes mmBERT's own, with 256,000 entries.
+TOKENIZER ?= own
+ifeq ($(TOKENIZER),own)
+DATA := data/demo
+RUNS := runs/demo
+OVERRIDES :=
+MAKE_TOKENIZER := data_prep.train_tokenizer --input data/demo/text --vocab-size 16384
+else ifeq ($(TOKENIZER),gemma2)
+DATA := data/demo-gemma2
+RUNS := runs/demo-gemma2
+OVERRIDES := tokenizer=$(DATA)/tokenizer run_root=$(RUNS) model.vocab_size=256000
+MAKE_TOKENIZER := data_prep.gemma2
+else
+$(error TOKENIZER=$(TOKENIZER): must be own or gemma2)
+endif
+
+demo: env  ## three phases on real text in 500 languages, converted and evaluated: minutes on two cores
+	$(BIN)/python -m data_prep.udhr --output data/demo/text
+	$(BIN)/python -m $(MAKE_TOKENIZER) --output $(DATA)/tokenizer
+	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
+	  --row-length 256 --output $(DATA)/shards-256
+	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
+	  --row-length 512 --output $(DATA)/shards-512
+	for phase in phase1 phase2 phase3; do \
+	  length=512; [ $$phase != phase1 ] || length=256; \
+	  $(BIN)/composer main.py yamls/demo/$$phase.yaml data.root=$(DATA)/shards-$$length $(OVERRIDES); \
+	  $(BIN)/python -m mmbert.convert_to_hf --checkpoint $(RUNS)/$$phase --output $(RUNS)/$$phase/hf; \
+	  $(BIN)/python -m mmbert.evaluation.bits_per_byte --model $(RUNS)/$$phase/hf --shards $(DATA)/shards-256 \
+	    --source udhr --output $(RUNS)/$$phase/bits_per_byte.json; \
+	done
+	$(BIN)/python -m mmbert.evaluation.report --run-root $(RUNS) --phases phase1 phase2 phase3 --output $(RUNS)
+
+clean-demo:  ## remove what `make demo` made, for both tokenizers
+	rm -rf data/demo data/demo-gemma2 runs/demo runs/demo-gemma2
+
+# ------------------------------------------------------------------------------------------------------------- tools
+convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a Hugging Face model, its logits compared
+	@[ -n "$(CHECKPOINT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give CHECKPOINT=<folder> OUTPUT=<folder>" >&2; exit 1; }
+	$(BIN)/python -m mmbert.convert_to_hf --checkpoint "$(CHECKPOINT)" --output "$(OUTPUT)"
+
+test: env  ## the whole CPU test suite
+	$(BIN)/python -m pytest
+
+check: env  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: env  ## solve requirements.txt anew into requirements.lock
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-emit-package mmbert --no-header --upgrade \
+	  requirements.txt -o requirements.lock

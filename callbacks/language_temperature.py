@@ -1,0 +1,61 @@
+"""The language-temperature schedule: logs tau, and counts what every language really got."""
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+
+from mmbert.mixture import Period
+from mmbert.trainer import Phase
+
+
+class LanguageTemperature(Callback):
+    """Follows the phase's plan (`mmbert.mixture.Plan`), which the loader draws its rows from.
+
+    The plan itself is a pure function of the configuration, so nothing is changed here from step to step: this
+    counts tokens per stream, so that planned and realised shares can be compared, and logs tau.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self.names, self.groups = phase.data.names, phase.data.groups
+        self.period_rows = phase.config.data.period_rows
+        self.periods = phase.data.plan(phase.config).periods()
+        self.period: Period = next(self.periods)
+        self.tokens = np.zeros(len(self.names), dtype=np.int64)
+        self.planned = np.zeros(len(self.names))  # tokens by plan, up to the current row
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Find the period that the batch begins in, and log its taus."""
+        while self.period.index < int(state.timestamp.sample) // self.period_rows:
+            self.period = next(self.periods)
+        for group, tau in zip(self.groups, self.period.taus, strict=True):
+            logger.log_metrics({f"tau/{group.name}": tau})
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Add this batch's tokens, of all ranks, to its streams."""
+        counts = np.bincount(
+            state.batch["row_streams"], weights=state.batch["row_tokens"], minlength=len(self.names)
+        ).astype(np.int64)
+        total = state.device.tensor_to_device(torch.from_numpy(counts))
+        dist.all_reduce(total)
+        seen = total.cpu().numpy()
+        self.tokens += seen
+        self.planned += self.period.token_shares * seen.sum()
+
+    def tau(self) -> float:
+        """tau of the group with the most languages: the one that the paper speaks of."""
+        sizes = [len(group.members) for group in self.groups]
+        return self.period.taus[sizes.index(max(sizes))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tokens of every stream so far, by name."""
+        return {
+            "tokens": dict(zip(self.names, self.tokens.tolist(), strict=True)),
+            "planned": dict(zip(self.names, self.planned.tolist(), strict=True)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens = np.array([state["tokens"][name] for name in self.names], dtype=np.int64)
+        self.planned = np.array([state["planned"][name] for name in self.names])

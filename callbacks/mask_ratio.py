@@ -1,0 +1,28 @@
+"""The inverse mask-ratio schedule: masks every training batch at the rate of its moment."""
+import torch
+from composer import Callback, Logger, State
+
+from mmbert.masking import IGNORE, Vocabulary, mask_tokens, token_hashes
+from mmbert.trainer import Phase
+
+
+class MaskRatio(Callback):
+    """Masks each batch as it leaves the loader; the rate is a function of the tokens trained on so far.
+
+    Here and not in the collator, because loader workers run ahead of the clock.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self.schedule, self.duration, self.seed = phase.config.mask_rate, phase.config.duration, phase.config.seed
+        tokenizer = phase.tokenizer
+        self.vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.special_token_ids)
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Replace `input_ids` and add `labels` and `num_labels`; the batch is still on the CPU and whole."""
+        rate = self.schedule.value(int(state.timestamp.token), self.duration)
+        batch = state.batch
+        hashes = token_hashes(self.seed, batch["row_positions"], batch["row_tokens"])
+        corrupted, labels = mask_tokens(batch["input_ids"].numpy(), hashes, rate, self.vocabulary)
+        batch["input_ids"], batch["labels"] = torch.from_numpy(corrupted), torch.from_numpy(labels)
+        batch["num_labels"] = int((labels != IGNORE).sum())
+        logger.log_metrics({"mask_rate": rate})

@@ -1,0 +1,42 @@
+"""The held-out split: which documents are never learned from. Pure.
+
+A document is held out by its hash, before anything is learned, the tokenizer included. The choice depends on the
+text alone: not on the order of the file, nor on the other documents (but for the two rules that keep both sides
+from being empty). So exact duplicates fall on one side; those in two varieties of a language too, which is why the
+language takes no part in the hash.
+"""
+import hashlib
+from collections.abc import Sequence
+
+DEFAULT_HELDOUT_RATE = 0.1
+
+
+def document_hash(text: str) -> float:
+    """A number in [0, 1), uniform over documents: the first 53 bits of the text's sha256."""
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 11) / 2**53
+
+
+def heldout_mask(texts: Sequence[str], heldout_rate: float) -> list[bool]:
+    """True where a document of one language is held out.
+
+    All documents whose hash is below `heldout_rate`. If there are none, those of the smallest hash; if that would
+    be all of them, those of the largest hash stay in training. A language with one distinct document is not split.
+
+    Raises:
+        ValueError: `heldout_rate` lies outside (0, 1).
+    """
+    if not 0.0 < heldout_rate < 1.0:
+        raise ValueError(f"{heldout_rate=} lies outside (0, 1): choose the share of documents to hold out, say 0.1")
+    hashes = [document_hash(text) for text in texts]
+    smallest, largest = min(hashes), max(hashes)
+    if smallest == largest:
+        return [False] * len(texts)
+    return [hash_ != largest and (hash_ < heldout_rate or hash_ == smallest) for hash_ in hashes]
+
+
+def split_documents(texts: Sequence[str], heldout_rate: float) -> dict[str, list[str]]:
+    """The documents of one language by split, "train" and "heldout", in the order given."""
+    splits: dict[str, list[str]] = {"train": [], "heldout": []}
+    for text, is_heldout in zip(texts, heldout_mask(texts, heldout_rate), strict=True):
+        splits["heldout" if is_heldout else "train"].append(text)
+    return splits

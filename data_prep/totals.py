@@ -1,0 +1,22 @@
+"""The table of totals that prepare and verify end with."""
+from collections.abc import Sequence
+
+from mmbert.manifest import SPLITS, Manifest
+
+
+def totals_table(manifests: Sequence[Manifest]) -> str:
+    """One line per split; fill is the share of the rows' room that tokens take."""
+    columns = ("languages", "documents", "rows", "tokens", "fill", "bytes/token")
+    lines = [f"{'split':8}" + "".join(f"{column:>16}" for column in columns)]
+    for split in SPLITS:
+        streams = [manifest for manifest in manifests if manifest.split == split]
+        if not streams:
+            continue
+        documents = sum(stream.documents for stream in streams)
+        rows = sum(stream.rows for stream in streams)
+        tokens = sum(stream.tokens for stream in streams)
+        fill = tokens / sum(stream.rows * stream.row_length for stream in streams)
+        density = sum(stream.text_bytes for stream in streams) / tokens
+        counts = "".join(f"{count:16,}" for count in (len(streams), documents, rows, tokens))
+        lines.append(f"{split:8}{counts}{fill:16.3f}{density:16.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,284 @@
+"""The configuration of a run: frozen typed sections, read once from YAML, checked, and passed on.
+
+A YAML may name others under `extends`; it then states only what differs. `key.sub=value` on the command line
+comes last. Whatever does not fit the types below is refused with its path and the nearest right name.
+"""
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mmbert.schedules import Schedule
+from mmbert.typed import build, convert_with
+
+UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
+
+
+def parse_tokens(value: Any) -> int:
+    """A number of tokens: 4096, 1e9, or with a unit as the paper writes it, `600B` or `2.3T`."""
+    text = str(value).strip()
+    power = UNITS.get(text[-1:].upper(), 0)
+    try:
+        tokens = Decimal(text[:-1] if power else text).scaleb(power)
+    except InvalidOperation:
+        tokens = Decimal(-1)
+    if isinstance(value, bool) or not tokens.is_finite() or tokens < 0 or tokens != tokens.to_integral_value():
+        raise ValueError(f"{value!r} is no number of tokens; write 4096, 1e9, 600M or 2.3T")
+    return int(tokens)
+
+
+def parse_schedule(value: Any) -> Any:
+    """A bare number is a constant schedule."""
+    return {"start": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Tokens = Annotated[int, convert_with(parse_tokens)]
+ScheduleOf = Annotated[Schedule, convert_with(parse_schedule)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the encoder, in the words of Hugging Face's ModernBertConfig."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    global_rope_theta: float
+    local_rope_theta: float
+    global_attn_every_n_layers: int = 3
+    local_attention: int = 128
+    norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    attn_out_dropout: float = 0.1
+    attention: Literal["auto", "cpu", "flash_attn"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} / num_attention_heads {self.num_attention_heads} must be an even "
+                "number: rotary embeddings turn pairs of channels"
+            )
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """One row of a phase's mixture table: some languages of one source.
+
+    Attributes:
+        source: folder of the source below `data.root/train`.
+        languages: codes; an entry that ends in `.txt` is a file with one code a line.
+        share: fraction of the phase's tokens that the group gets.
+        tau: within the group, tokens of a language are proportional to (tokens it has)^tau.
+        max_repeats: most times that any language of the group may be seen in the phase; the rest of the group
+            takes what this frees.
+    """
+
+    source: str
+    languages: list[str]
+    share: float
+    tau: ScheduleOf = field(default_factory=lambda: Schedule(1.0))
+    max_repeats: float | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the rows are and how they are mixed.
+
+    Attributes:
+        period_rows: rows between two looks at tau's schedule; within them the mixture is constant and shuffled.
+        num_workers: loader processes of each rank; their number changes nothing but speed.
+    """
+
+    root: str
+    mixture: dict[str, GroupConfig | None]
+    period_rows: int
+    num_workers: int = 2
+
+    def groups(self) -> dict[str, GroupConfig]:
+        """The mixture without the groups that a YAML switched off with `null`."""
+        return {name: group for name, group in self.mixture.items() if group is not None}
+
+
+@dataclass(frozen=True)
+class BatchWarmupConfig:
+    """The global batch grows from `start` rows, in steps of `start` rows, for `tokens` tokens."""
+
+    start: int
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """StableAdamW with fully decoupled weight decay: a step shrinks weights by weight_decay * (lr / peak lr)."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class LearningRateConfig:
+    """Shape of the learning rate over the phase; `floor` is the multiplier at its end."""
+
+    shape: Literal["warmup_stable_decay", "one_minus_sqrt"]
+    warmup: Tokens = 0
+    decay: Tokens = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shape == "one_minus_sqrt" and (self.warmup or self.decay):
+            raise ValueError("one_minus_sqrt has neither `warmup` nor `decay`: it decays over the whole phase")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every `interval` tokens and at the end; the newest `keep` stay."""
+
+    interval: Tokens
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """A line on the console every `interval_batches`; wandb when a project is named."""
+
+    interval_batches: int = 10
+    wandb_project: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One phase. It lives in the folder `run_root/name`; `parent` is the name of the phase it continues.
+
+    Attributes:
+        seed: of the data order, the masks, the dropout and the first weights.
+        tokenizer: folder with tokenizer.json; its digest must be the shards'.
+        max_seq_len: tokens of a row; the shards' row length.
+        duration: tokens the phase trains on.
+        global_train_batch_size: rows of one optimizer step, over all ranks.
+        device_train_microbatch_size: rows that one device computes at a time; changes memory, not the result.
+    """
+
+    name: str
+    run_root: str
+    tokenizer: str
+    max_seq_len: int
+    duration: Tokens
+    global_train_batch_size: int
+    device_train_microbatch_size: int
+    mask_rate: ScheduleOf
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    learning_rate: LearningRateConfig
+    checkpoint: CheckpointConfig
+    seed: int = 21
+    parent: str | None = None
+    precision: Literal["fp32", "amp_bf16"] = "amp_bf16"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    batch_size_warmup: BatchWarmupConfig | None = None
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        check_run(self)
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return Path(self.run_root) / self.name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as saved in every checkpoint."""
+        return asdict(self)
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse what no single section can see.
+
+    Raises:
+        ValueError: names the key, the value and the remedy.
+    """
+    groups = config.data.groups()
+    for name, group in groups.items():
+        if min(group.tau.values()) < 0:
+            raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
+    total = sum(group.share for group in groups.values())
+    if abs(total - 1.0) > 1e-6:
+        shares = " + ".join(f"{name} {group.share:g}" for name, group in groups.items())
+        raise ValueError(f"data.mixture: the shares sum to {total:g}, not 1: {shares}")
+    if any(not 0.0 < rate < 1.0 for rate in config.mask_rate.values()):
+        raise ValueError(f"mask_rate = {config.mask_rate.values()} must lie between 0 and 1")
+    if config.max_seq_len > config.model.max_position_embeddings:
+        raise ValueError(
+            f"max_seq_len = {config.max_seq_len} is longer than model.max_position_embeddings = "
+            f"{config.model.max_position_embeddings}"
+        )
+    lasting = config.learning_rate.warmup + config.learning_rate.decay
+    if lasting > config.duration:
+        raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {config.duration}")
+    for key in ("duration", "max_seq_len", "global_train_batch_size", "device_train_microbatch_size"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"{key} = {getattr(config, key)} must be at least 1")
+
+
+def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> Any:
+    """One YAML with everything it extends, merged; paths under `extends` are relative to the file.
+
+    Raises:
+        FileNotFoundError: names the file and the one that extends it.
+        ValueError: the file extends itself, or is no mapping.
+    """
+    path = path.resolve()
+    if path in readers:
+        raise ValueError(f"{path} extends itself through {readers[-1]}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such configuration: {path}" + (f", extended by {readers[-1]}" if readers else ""))
+    try:
+        own = OmegaConf.load(path)
+    except Exception as error:  # PyYAML's many errors: each carries the line
+        raise ValueError(f"{path} is no valid YAML: {error}") from None
+    if not isinstance(own, DictConfig):
+        raise ValueError(f"{path} must be a mapping of keys to values")
+    bases = own.pop("extends", [])
+    if not isinstance(bases, list | ListConfig):
+        raise ValueError(f"{path}: extends = {bases!r} must be a list of files")
+    return OmegaConf.merge(*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's configuration.
+
+    Args:
+        path: YAML file.
+        overrides: `key.sub=value`, applied last.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the key or file, the value and the remedy.
+    """
+    tree = read_yaml(Path(path))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{override!r} is no override; write key.sub=value")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[call-overload, index]
+        except Exception as error:  # PyYAML's many errors
+            raise ValueError(f"{override!r} is no valid YAML: {error}") from None
+        OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
+    try:
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    try:
+        return build(RunConfig, plain)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,140 @@
+"""Held-out bits per byte of every language with fixed masks: numbers that compare across phases and models.
+
+    python -m mmbert.evaluation.bits_per_byte --model runs/demo/phase1/hf --shards data/demo --source udhr \\
+        --output runs/demo/phase1/bits_per_byte.json
+
+Reads a converted Hugging Face folder and nothing else of the run. For a language,
+
+    bits per byte = (sum of NLL over masked tokens / masked tokens) * maskable tokens / text bytes / ln 2
+
+where NLL is in nats, maskable tokens are all tokens of the held-out text but the special ones, each counted once,
+and text bytes are UTF-8. Masks depend on (seed, language, document, mask number) and on the data alone. The file is
+left as it is when it was computed from the same model, shards and parameters.
+"""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+
+from mmbert.checkpoint import sha256_of
+from mmbert.evaluation.heldout import check_heldout, read_heldout
+from mmbert.evaluation.json_files import read_json, write_json
+from mmbert.evaluation.scoring import LanguageScore, MaskingPlan, score_languages
+from mmbert.manifest import Manifest
+from mmbert.tokenizer import Tokenizer, load_tokenizer
+
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line of the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmbert.evaluation.bits_per_byte", description="Held-out bits per byte of every language."
+    )
+    parser.add_argument("--model", type=Path, required=True, help="converted Hugging Face folder")
+    parser.add_argument("--shards", type=Path, required=True, help="root of the shards, above heldout/")
+    parser.add_argument("--source", required=True, help="source of the held-out text, a folder below heldout/")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--mask-rate", type=float, default=0.15, help="share of a document's tokens to mask")
+    parser.add_argument("--num-masks", type=int, default=2, help="masks of each document")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a batch, padding included")
+    return parser.parse_args(arguments)
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder that is no converted model.
+
+    Raises:
+        FileNotFoundError: names the file that it lacks.
+    """
+    for name in MODEL_FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; --model wants what mmbert.convert_to_hf wrote")
+
+
+def describe_inputs(folder: Path, manifests: list[Manifest], plan: MaskingPlan) -> dict[str, Any]:
+    """Everything the numbers depend on; equal descriptions mean equal numbers."""
+    return {
+        "model": {name: sha256_of(folder / name) for name in MODEL_FILES},
+        "shards": {manifest.language: manifest.digest for manifest in manifests},
+        "masks": {"mask_rate": plan.mask_rate, "num_masks": plan.num_masks, "seed": plan.seed},
+    }
+
+
+def load_model(folder: Path, tokenizer: Tokenizer) -> ModernBertForMaskedLM:
+    """Load in float32, so that the numbers do not depend on the precision the weights were saved in.
+
+    Raises:
+        ValueError: the folder holds another architecture, or its tokenizer has ids beyond the model's vocabulary.
+    """
+    # HF's `reference_compile` is off: compiling for every padded length costs more than it gains.
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, reference_compile=False)
+    if not isinstance(config, ModernBertConfig):
+        raise ValueError(f"{folder} holds a model of type {config.model_type}; only modernbert can be evaluated")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is "
+            f"{config.vocab_size}; convert it with the tokenizer it was trained with"
+        )
+    model = AutoModelForMaskedLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluation_of(
+    folder: Path, source: str, plan: MaskingPlan, scores: dict[str, LanguageScore], inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """Content of the JSON file."""
+    return {
+        "model": str(folder),
+        "source": source,
+        "mask_rate": plan.mask_rate,
+        "num_masks": plan.num_masks,
+        "seed": plan.seed,
+        "languages": {
+            language: {
+                "bits_per_byte": score.bits_per_byte,
+                "accuracy": score.accuracy,
+                "masked_tokens": score.masked_tokens,
+                "maskable_tokens": score.maskable_tokens,
+                "text_bytes": score.text_bytes,
+            }
+            for language, score in scores.items()
+        },
+        "inputs": inputs,
+    }
+
+
+def evaluate(options: argparse.Namespace) -> str:
+    """Evaluate, write the file, and return a line that says what was done."""
+    plan = MaskingPlan(options.mask_rate, options.num_masks, options.seed)
+    check_model_folder(options.model)
+    tokenizer = load_tokenizer(options.model)
+    manifests = check_heldout(options.shards, options.source, tokenizer)
+    inputs = describe_inputs(options.model, manifests, plan)
+    if options.output.exists() and read_json(options.output, "this program").get("inputs") == inputs:
+        return f"{options.output} is up to date: same model, shards and masks"
+    languages = [read_heldout(options.shards, manifest) for manifest in manifests]
+    model = load_model(options.model, tokenizer)
+    scores = score_languages(model, languages, tokenizer, plan, options.batch_tokens)
+    write_json(options.output, evaluation_of(options.model, options.source, plan, scores, inputs))
+    mean = sum(score.bits_per_byte for score in scores.values()) / len(scores)
+    return f"{options.output}: {mean:.4f} bits per byte, mean over {len(scores)} languages"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; a mistake of the user ends it with one line and exit code 1."""
+    try:
+        print(evaluate(parse_arguments(arguments)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""JSON files of the evaluation: written whole or not at all, read with an error that says which."""
+import json
+from pathlib import Path
+from typing import Any
+
+from mmbert.atomic import write_file
+
+
+def read_json(path: Path, written_by: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        written_by: the program that writes the file, for the error's remedy.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it holds no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {written_by} writes it")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}; delete it, {written_by} writes it anew") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; delete it, {written_by} writes it anew")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write indented JSON atomically; NaN and infinity, which JSON lacks, are refused.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, f"{text}\n".encode())

@@ -1,0 +1,143 @@
+"""The figure of a report: what each phase did for the languages, and whether it saw the mixture it planned."""
+import io
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from mmbert.evaluation.report_numbers import NEVER_ENTERED, Report, entry_phases, group_name
+from mmbert.evaluation.run_records import PhaseRecord
+
+# Okabe and Ito's palette: these stay apart for colour-blind readers, and markers differ too.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+NEVER_COLOUR, NEVER_MARKER = "#777777", "x"
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "axes.edgecolor": "#888888",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def group_label(report: Report, group: str) -> str:
+    """Name of a group for readers, with its size."""
+    count = len(report.groups[group])
+    languages = "language" if count == 1 else "languages"
+    if group == NEVER_ENTERED:
+        return f"never trained on ({count} {languages})"
+    return f"enter in {group.removeprefix('entered_')} ({count} {languages})"
+
+
+def group_styles(report: Report) -> dict[str, tuple[str, str]]:
+    """Group -> (colour, marker), the same in all panels."""
+    entering = [group_name(phase.name) for phase in report.phases]
+    styles = {
+        group: (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
+        for number, group in enumerate(entering)
+    }
+    return styles | {NEVER_ENTERED: (NEVER_COLOUR, NEVER_MARKER)}
+
+
+def label_point(axes: Axes, text: str, point: tuple[float, float], offset: int) -> None:
+    """Write a number above a point, `offset` typographic points away."""
+    axes.annotate(text, point, (0, offset), textcoords="offset points", ha="center", fontsize=9)
+
+
+def write_subtitle(axes: Axes, text: str) -> None:
+    """A quiet line between a panel and its title."""
+    axes.annotate(text, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color="#555555")
+
+
+def draw_bits_per_byte(axes: Axes, report: Report) -> None:
+    """Mean bits per byte of each group after each phase, with the middle half of its languages."""
+    places = np.arange(len(report.phases))
+    order = [phase.name for phase in report.phases]
+    entering = [group_name(name) for name in order]
+    for group, languages in report.groups.items():
+        colour, marker = group_styles(report)[group]
+        per_language = np.array([[phase.bits_per_byte[name] for name in languages] for phase in report.phases])
+        low, high = np.percentile(per_language, [25, 75], axis=1)  # (phases,) each
+        means = [report.bits_per_byte[name][group] for name in order]
+        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.plot(places, means, color=colour, linewidth=2, label=group_label(report, group))
+        for place, mean in enumerate(means):
+            trained = group in entering[: place + 1]
+            face = colour if trained else "white"
+            axes.plot(place, mean, marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=2)
+            label_point(axes, f"{mean:.2f}", (place, mean), offset=9)
+    axes.set_xticks(places, [f"after {name}" for name in order])
+    axes.set_xlim(-0.3, len(order) - 0.7)
+    axes.set_ylabel("held-out bits per byte (lower is better)")
+    axes.set_title("Bits per byte by the phase a language enters in", pad=22)
+    write_subtitle(axes, "hollow: not trained on yet; band: middle half of the languages")
+    axes.legend(loc="best")
+
+
+def draw_improvement(axes: Axes, report: Report) -> None:
+    """Change of every language over the last phase, one dot each, by group."""
+    last = report.phases[-1].name
+    improvement = report.improvement_per_language[last]
+    groups = list(report.groups)
+    jitter = np.random.default_rng(0)
+    for place, group in enumerate(groups):
+        colour, marker = group_styles(report)[group]
+        values = np.array([improvement[language] for language in report.groups[group]])
+        heights = place + jitter.uniform(-0.28, 0.28, len(values))
+        axes.scatter(values, heights, s=16, color=colour, marker=marker, alpha=0.45, linewidths=0.8)
+        median = float(np.median(values))
+        axes.plot([median, median], [place - 0.38, place + 0.38], color="black", linewidth=2)
+        label_point(axes, f"median {median:+.1%}", (median, place - 0.38), offset=3)
+    axes.axvline(0, color="#555555", linewidth=1)
+    axes.set_yticks(range(len(groups)), [group_label(report, group).replace(" (", "\n(") for group in groups])
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("fewer bits per byte (left of 0: the language lost)")
+    axes.set_title(f"What {last} did for each language", pad=22)
+    axes.grid(axis="y", visible=False)
+
+
+def draw_shares(axes: Axes, report: Report, phase: PhaseRecord) -> None:
+    """Planned and realised share of every language of a phase, from the largest plan to the smallest."""
+    entry = entry_phases(report.phases)
+    ranked = sorted(phase.planned_share, key=lambda language: -phase.planned_share[language])
+    rank = np.arange(1, len(ranked) + 1)
+    realised = np.array([phase.realised_share[language] for language in ranked])
+    for group, (colour, marker) in group_styles(report).items():
+        drawn = np.array([group_name(entry[language]) == group for language in ranked]) & (realised > 0)
+        axes.scatter(rank[drawn], realised[drawn], s=20, color=colour, marker=marker, alpha=0.7, linewidths=0)
+    axes.plot(rank, [phase.planned_share[language] for language in ranked], color="black", linewidth=1.3)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("languages, from the largest planned share down")
+    axes.set_ylabel("share of tokens (line: planned, dots: realised)")
+    axes.set_title(f"{phase.name}: τ = {phase.tau:g}, mask rate {phase.mask_rate:.0%}", pad=22)
+    undrawn = int((realised == 0).sum())
+    missing = f"; {undrawn} never drawn" if undrawn else ""
+    write_subtitle(axes, f"{len(ranked)} languages, {phase.tokens:,} tokens{missing}")
+
+
+def draw_report(report: Report) -> bytes:
+    """The figure as PNG bytes."""
+    count = len(report.phases)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(13, 9.5), layout="constrained")
+        grid = figure.add_gridspec(2, 2 * count, height_ratios=[1.15, 1])
+        draw_bits_per_byte(figure.add_subplot(grid[0, :count]), report)
+        draw_improvement(figure.add_subplot(grid[0, count:]), report)
+        first: Axes | None = None
+        for place, phase in enumerate(report.phases):
+            panel = figure.add_subplot(grid[1, 2 * place : 2 * place + 2], sharex=first, sharey=first)
+            draw_shares(panel, report, phase)
+            first = first or panel
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=120)
+    return stream.getvalue()

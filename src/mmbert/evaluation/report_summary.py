@@ -1,0 +1,64 @@
+"""What a report's numbers say, in sentences: whether groups of languages improved or lost, and by how much."""
+from mmbert.evaluation.report_numbers import NEVER_ENTERED, Report
+from mmbert.evaluation.run_records import PhaseRecord
+
+UNCHANGED = 5e-4  # a relative change below this prints as 0.0 %
+
+
+def describe_change(improvement: float) -> str:
+    """`improved by 3.1 %`, `lost 3.1 %` or `did not change`, of a relative reduction."""
+    if abs(improvement) < UNCHANGED:
+        return "did not change"
+    return f"improved by {improvement:.1%}" if improvement > 0 else f"lost {-improvement:.1%}"
+
+
+def count_languages(number: int) -> str:
+    """`1 language`, `2 languages`."""
+    return f"{number:,} language" if number == 1 else f"{number:,} languages"
+
+
+def describe_group(group: str) -> str:
+    """`that entered in phase1`, or that never did."""
+    return "never trained on" if group == NEVER_ENTERED else f"that entered in {group.removeprefix('entered_')}"
+
+
+def summarise_group(report: Report, group: str) -> str:
+    """How one group fared in the last phase."""
+    before, last = (phase.name for phase in report.phases[-2:])
+    changes = [report.improvement_per_language[last][language] for language in report.groups[group]]
+    better = sum(change > 0 for change in changes)
+    change = describe_change(report.improvement[last][group])
+    start, end = report.bits_per_byte[before][group], report.bits_per_byte[last][group]
+    return (
+        f"The {count_languages(len(changes))} {describe_group(group)} {change} in {last}: {start:.3f} bits per byte "
+        f"before it, {end:.3f} after; {better} of {len(changes)} have fewer."
+    )
+
+
+def summarise_mixture(phases: list[PhaseRecord]) -> str:
+    """How far the training mixture was from its plan, at worst."""
+    worst = max(phases, key=lambda phase: phase.max_share_deviation)
+    return (
+        "No language's share of a phase's tokens was further from its plan than "
+        f"{100 * worst.max_share_deviation:.2f} percentage points ({worst.name})."
+    )
+
+
+def summarise(report: Report) -> list[str]:
+    """The report in sentences, each computed from its numbers."""
+    first, last = report.phases[0], report.phases[-1]
+    trained = sum(count > 0 for count in report.tokens_per_language.values())
+    tokens = sum(phase.tokens for phase in report.phases)
+    unfinished = [phase.name for phase in report.phases if not phase.finished]
+    sentences = [
+        f"{len(report.phases)} phases trained on {tokens:,} tokens of {count_languages(trained)}. From {first.name} to "
+        f"{last.name} tau went from {first.tau:g} to {last.tau:g} and the mask rate from {first.mask_rate:.0%} to "
+        f"{last.mask_rate:.0%}.",
+        *(summarise_group(report, group) for group in report.groups),
+        summarise_mixture(report.phases),
+        "The logits of the converted Hugging Face models differ from the trained ones' by at most "
+        f"{report.hf_max_logit_difference:.1e}.",
+    ]
+    if unfinished:
+        sentences.insert(0, f"Not finished, so the numbers are of an earlier checkpoint: {', '.join(unfinished)}.")
+    return sentences

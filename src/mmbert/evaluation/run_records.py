@@ -1,0 +1,119 @@
+"""What the finished phases of a run left behind, read into one record for each phase."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmbert.checkpoint import newest_checkpoint, read_state
+from mmbert.evaluation.json_files import read_json
+
+BITS_PER_BYTE = "python -m mmbert.evaluation.bits_per_byte"
+CONVERT = "python -m mmbert.convert_to_hf"
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """One phase: what it was to do, what it did, and what its model scores.
+
+    Attributes:
+        tokens: trained on so far.
+        finished: the phase reached its duration.
+        tau: exponent of the language temperature, its last value.
+        mask_rate: its last value.
+        planned_share: share of the tokens that the mixture plans for each language of the phase.
+        tokens_per_language: tokens that the phase trained on, of every language.
+        bits_per_byte: of every held-out language, after the phase.
+        hf_max_logit_difference: largest difference between the logits of the trained and the converted model.
+    """
+
+    name: str
+    tokens: int
+    finished: bool
+    tau: float
+    mask_rate: float
+    planned_share: dict[str, float]
+    tokens_per_language: dict[str, int]
+    bits_per_byte: dict[str, float]
+    hf_max_logit_difference: float
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the phase's mixture."""
+        return list(self.planned_share)
+
+    @property
+    def realised_share(self) -> dict[str, float]:
+        """Share of the phase's tokens that each language of the mixture really had."""
+        total = sum(self.tokens_per_language.values())
+        return {language: self.tokens_per_language[language] / total for language in self.planned_share}
+
+    @property
+    def max_share_deviation(self) -> float:
+        """Largest difference between a language's planned and realised share of all tokens."""
+        realised = self.realised_share
+        return max(abs(realised[language] - planned) for language, planned in self.planned_share.items())
+
+
+def language_of(stream: str) -> str:
+    """`fineweb2/eng` -> `eng`: a language may come from several sources."""
+    return stream.rsplit("/", maxsplit=1)[-1]
+
+
+def sum_by_language(per_stream: dict[str, float]) -> dict[str, float]:
+    """Add up the streams of each language."""
+    sums: dict[str, float] = {}
+    for stream, number in per_stream.items():
+        sums[language_of(stream)] = sums.get(language_of(stream), 0) + number
+    return sums
+
+
+def read_phase(folder: Path, evaluation: dict[str, Any]) -> PhaseRecord:
+    """Read one phase.
+
+    Args:
+        folder: the phase's run folder.
+        evaluation: content of its bits_per_byte.json.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or broken, or the phase has not trained on anything.
+    """
+    state = read_state(newest_checkpoint(folder))
+    if not state["tokens"]:
+        raise ValueError(f"{folder} has a checkpoint of 0 tokens; train the phase first")
+    conversion = read_json(folder / "hf" / "conversion.json", CONVERT)
+    tokens = sum_by_language(state["tokens_per_stream"])
+    return PhaseRecord(
+        name=folder.name,
+        tokens=state["tokens"],
+        finished=state["finished"],
+        tau=state["tau"],
+        mask_rate=state["mask_rate"],
+        planned_share=sum_by_language(state["planned_share"]),
+        tokens_per_language={language: int(number) for language, number in tokens.items()},
+        bits_per_byte={
+            language: scores["bits_per_byte"] for language, scores in evaluation["languages"].items()
+        },
+        hf_max_logit_difference=conversion["hf_max_logit_difference"],
+    )
+
+
+def read_phases(run_root: Path, names: list[str]) -> list[PhaseRecord]:
+    """Read the phases in the order in which they were trained.
+
+    Raises:
+        FileNotFoundError, ValueError: a phase or one of its files is missing, or the phases' bits per byte do not
+            compare because they were measured on other text or with other masks.
+    """
+    for name in names:
+        if not (run_root / name).is_dir():
+            present = sorted(folder.name for folder in run_root.glob("*") if folder.is_dir())
+            raise FileNotFoundError(f"phase {name} is missing: {run_root} holds {', '.join(present) or 'no phase'}")
+    evaluations = {name: read_json(run_root / name / "bits_per_byte.json", BITS_PER_BYTE) for name in names}
+    first = evaluations[names[0]]["inputs"]
+    for name, evaluation in evaluations.items():
+        for key in ("shards", "masks"):
+            if evaluation["inputs"][key] != first[key]:
+                raise ValueError(
+                    f"{run_root / name / 'bits_per_byte.json'} was measured with other {key} than {names[0]}'s, so the "
+                    f"two do not compare; run {BITS_PER_BYTE} again for both"
+                )
+    return [read_phase(run_root / name, evaluations[name]) for name in names]

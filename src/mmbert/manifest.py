@@ -1,0 +1,202 @@
+"""What a folder of rows holds, written once by data preparation and checked by every reader.
+
+Rows live in `<root>/<split>/<source>/<language>/`: MDS shards, their `index.json`, and `manifest.json`. Streaming
+accepts a wrong row count, a shard listed twice and a basename that points outside the folder; so the manifest
+records what was written, and nothing is read that differs from it.
+"""
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmbert.atomic import write_file
+
+FORMAT = 1
+SPLITS = ("train", "heldout")
+COLUMNS = {"input_ids": "ndarray:uint32", "lengths": "ndarray:uint16"}
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+BASENAME = re.compile(r"[A-Za-z0-9._-]+")
+REMEDY = "remove this folder and run `python -m data_prep.prepare` again"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard file: sha256 in hex, size in bytes, and rows."""
+
+    sha256: str
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One (split, source, language).
+
+    Attributes:
+        split: "train" or "heldout".
+        source: name of the corpus.
+        language: name of the language.
+        row_length: most token ids that a row holds.
+        tokenizer: digest of the tokenizer, `Tokenizer.digest`.
+        vocab_size: every token id is below it.
+        bos_token_id: first id of every document.
+        eos_token_id: last id of every document.
+        documents: documents before chunking.
+        rows: rows in all shards.
+        tokens: ids in all rows, <bos> and <eos> included.
+        text_bytes: UTF-8 bytes of the documents' text.
+        inputs: digest of what the rows were made from: text, tokenizer and parameters.
+        index_sha256: sha256, in hex, of index.json's bytes.
+        shards: basename -> its record.
+        format: version of this layout.
+    """
+
+    split: str
+    source: str
+    language: str
+    row_length: int
+    tokenizer: str
+    vocab_size: int
+    bos_token_id: int
+    eos_token_id: int
+    documents: int
+    rows: int
+    tokens: int
+    text_bytes: int
+    inputs: str
+    index_sha256: str
+    shards: dict[str, ShardRecord]
+    format: int = FORMAT
+
+    @property
+    def digest(self) -> str:
+        """sha256, in hex, of the manifest as canonical JSON."""
+        return _digest(asdict(self))
+
+
+def stream_folder(root: Path, split: str, source: str, language: str) -> Path:
+    """The folder of one stream; ValueError if a part of the name could leave `root`."""
+    if split not in SPLITS:
+        raise ValueError(f"{split=}: must be one of {', '.join(SPLITS)}")
+    for key, name in (("source", source), ("language", language)):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{key}={name!r}: a name may hold only letters, digits, '_' and '-'")
+    return root / split / source / language
+
+
+def list_languages(root: Path, split: str, source: str) -> list[str]:
+    """Names of all languages of one source, sorted."""
+    folder = stream_folder(root, split, source, "any").parent
+    if not folder.is_dir():
+        raise FileNotFoundError(_missing(folder))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `folder`/manifest.json.
+
+    Raises:
+        FileNotFoundError: no such folder, or it holds no manifest.
+        ValueError: the manifest is damaged, or of another format.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(_missing(folder))
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no manifest.json; {REMEDY}")
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {REMEDY}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}; {REMEDY}")
+    digest = values.pop("digest", None)
+    if digest != _digest(values) or values.keys() != {field.name for field in fields(Manifest)}:
+        raise ValueError(f"{path} was changed after it was written: its digest does not fit; {REMEDY}")
+    shards = {name: ShardRecord(**record) for name, record in values["shards"].items()}
+    return Manifest(**values | {"shards": shards})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder`/manifest.json, whole or not at all."""
+    values = asdict(manifest) | {"digest": manifest.digest}
+    write_file(folder / "manifest.json", (json.dumps(values, indent=2) + "\n").encode())
+
+
+def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int) -> Manifest:
+    """The cheap check before training: right folder, right tokenizer, complete files. Reads no shard.
+
+    Args:
+        folder: `<root>/<split>/<source>/<language>`.
+        row_length: most token ids that the run allows in a row.
+        tokenizer_digest: `Tokenizer.digest` of the run's tokenizer.
+        vocab_size: its vocabulary.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: anything else that does not fit; the message names the file, the value and the remedy.
+    """
+    manifest = read_manifest(folder)
+    path = folder / "manifest.json"
+    if (manifest.split, manifest.source, manifest.language) != folder.absolute().parts[-3:]:
+        raise ValueError(
+            f"{path} is of {manifest.split}/{manifest.source}/{manifest.language}: the folder was moved; move it back"
+        )
+    if manifest.row_length != row_length:
+        raise ValueError(f"{path}: row_length is {manifest.row_length}, the run wants {row_length}; {REMEDY}")
+    if (manifest.tokenizer, manifest.vocab_size) != (tokenizer_digest, vocab_size):
+        raise ValueError(
+            f"{path}: tokenizer {manifest.tokenizer[:12]} ({manifest.vocab_size} tokens), the run has "
+            f"{tokenizer_digest[:12]} ({vocab_size} tokens); name the tokenizer that made the rows, or {REMEDY}"
+        )
+    _check_index(folder, manifest)
+    for name, record in manifest.shards.items():
+        _check_shard_file(folder, name, record)
+    return manifest
+
+
+def _check_index(folder: Path, manifest: Manifest) -> None:
+    """index.json is the one that was written, and names these shards, columns and row counts and no others."""
+    path = folder / "index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {REMEDY}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
+        raise ValueError(f"{path} was changed after it was written: its sha256 does not fit; {REMEDY}")
+    shards = json.loads(content)["shards"]
+    for shard in shards:
+        columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+        if columns != COLUMNS or shard["zip_data"] is not None:
+            raise ValueError(f"{path}: columns {columns}, must be {COLUMNS}, uncompressed; {REMEDY}")
+    listed = [(shard["raw_data"]["basename"], shard["raw_data"]["bytes"], shard["samples"]) for shard in shards]
+    expected = [(name, record.bytes, record.rows) for name, record in manifest.shards.items()]
+    if listed != expected or sum(record.rows for record in manifest.shards.values()) != manifest.rows:
+        raise ValueError(f"{path} and manifest.json disagree on shards or rows; {REMEDY}")
+
+
+def _check_shard_file(folder: Path, name: str, record: ShardRecord) -> None:
+    path = folder / name
+    if not BASENAME.fullmatch(name) or path.resolve().parent != folder.resolve():
+        raise ValueError(f"{folder / 'index.json'}: shard {name!r} lies outside the folder; {REMEDY}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {REMEDY}")
+    if path.stat().st_size != record.bytes:
+        size = path.stat().st_size
+        raise ValueError(f"{path} holds {size} bytes, must be {record.bytes}: copy it again, or {REMEDY}")
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _missing(folder: Path) -> str:
+    """`folder` does not exist, and the existing name most like it."""
+    if not folder.parent.is_dir():
+        return f"{folder} does not exist, nor does {folder.parent}: check the path, or make it with data_prep.prepare"
+    siblings = sorted(path.name for path in folder.parent.iterdir() if not path.name.startswith("."))
+    nearest = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.0)
+    there = f"did you mean {nearest[0]}?" if nearest else f"{folder.parent} is empty"
+    return f"{folder} does not exist; {there}"

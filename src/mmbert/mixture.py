@@ -1,0 +1,162 @@
+"""Which share of a phase's tokens each language gets, and how many rows that is in each period. Pure functions.
+
+A phase is a table of groups, each with a fixed share of the tokens. Within a group the share of language i is
+p_i = n_i^tau / sum_j n_j^tau, n_i the tokens that it has (arXiv:2509.06888, section 3.2): tau = 1 is proportional
+to size, tau = 0 is uniform, and a falling tau moves tokens from large languages to small ones.
+"""
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmbert.schedules import Schedule
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of the mixture table; `members` are indices into the phase's streams."""
+
+    name: str
+    share: float
+    tau: Schedule
+    max_repeats: float | None
+    members: Integers
+
+
+@dataclass(frozen=True)
+class Period:
+    """A stretch of `period_rows` rows with one constant mixture.
+
+    Attributes:
+        start_tokens: tokens planned before it; what tau's schedule is read at.
+        token_shares: (S,) planned share of each stream in the period's tokens, sum 1.
+        first, last: (S,) the period takes rows [first, last) of each stream's endless walk.
+    """
+
+    index: int
+    start_tokens: int
+    taus: tuple[float, ...]
+    token_shares: Floats
+    first: Integers
+    last: Integers
+
+
+def temperature_shares(sizes: Floats, tau: float) -> Floats:
+    """p_i = n_i^tau / sum_j n_j^tau for sizes n (S,), all positive."""
+    weights = np.exp(tau * (np.log(sizes) - np.log(sizes.max())))
+    return weights / weights.sum()
+
+
+def cap_shares(shares: Floats, caps: Floats) -> Floats:
+    """Water-filling: no share above its cap, the excess goes to the others in proportion to their shares.
+
+    Args:
+        shares: (S,) sum 1.
+        caps: (S,) highest share allowed to each.
+
+    Raises:
+        ValueError: the caps sum to less than 1.
+    """
+    if caps.sum() < 1.0:
+        raise ValueError(f"the caps allow only {caps.sum():.1%} of what is asked for")
+    capped = np.zeros(len(shares), dtype=bool)
+    result = shares
+    while (over := (result > caps) & ~capped).any():
+        capped |= over
+        free = ~capped
+        left = 1.0 - caps[capped].sum()
+        result = np.where(capped, caps, 0.0)
+        result[free] = shares[free] * (left / shares[free].sum()) if free.any() else 0.0
+    return result
+
+
+def group_shares(group: Group, tokens: Integers, tau: float, duration: int) -> Floats:
+    """Shares of the group's own tokens, (members,), with no language seen more than `max_repeats` times.
+
+    Args:
+        tokens: (members,) tokens each language has.
+        duration: tokens of the whole phase.
+
+    Raises:
+        ValueError: even at `max_repeats` all languages together cannot fill the group's share.
+    """
+    shares = temperature_shares(tokens.astype(np.float64), tau)
+    if group.max_repeats is None:
+        return shares
+    wanted = group.share * duration
+    try:
+        return cap_shares(shares, tokens * (group.max_repeats / wanted))
+    except ValueError:
+        raise ValueError(
+            f"data.mixture.{group.name}: share {group.share:g} of {duration:,} tokens is {wanted:,.0f}, but its "
+            f"languages have {tokens.sum():,} tokens, {tokens.sum() * group.max_repeats:,.0f} at max_repeats "
+            f"{group.max_repeats:g}; raise max_repeats to at least {wanted / tokens.sum():.2f}, or lower the share"
+        ) from None
+
+
+def diffuse(wanted: Floats, total: int) -> Integers:
+    """Round `wanted` (S,), whose sum is `total`, to non-negative integers with that very sum: largest remainders."""
+    rounded = np.maximum(np.floor(wanted), 0.0).astype(np.int64)
+    remainder = wanted - rounded
+    short = total - int(rounded.sum())
+    if short >= 0:
+        rounded[np.argsort(-remainder, kind="stable")[:short]] += 1
+    else:  # some were negative and were raised to 0: the smallest remainders pay, where there is something to take
+        rounded[np.argsort(np.where(rounded > 0, remainder, np.inf), kind="stable")[:-short]] -= 1
+    return rounded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of every stream in every period of a phase: a pure function of these fields.
+
+    Attributes:
+        groups: the mixture table; together their members are every stream, once.
+        rows, tokens: (S,) what each stream has.
+        duration: tokens of the phase.
+        period_rows: rows of a period.
+    """
+
+    groups: Sequence[Group]
+    rows: Integers
+    tokens: Integers
+    duration: int
+    period_rows: int
+
+    def token_shares(self, taus: Sequence[float]) -> Floats:
+        """(S,) share of each stream in the tokens, at one tau per group; sum 1."""
+        shares = np.zeros(len(self.rows))
+        for group, tau in zip(self.groups, taus, strict=True):
+            shares[group.members] = group.share * group_shares(group, self.tokens[group.members], tau, self.duration)
+        return shares
+
+    def periods(self) -> Iterator[Period]:
+        """The periods in order, without end.
+
+        What rounding leaves over in one period is carried into the next (error diffusion), so a stream's rows stay
+        within one row of the plan however many periods have passed.
+        """
+        row_tokens = self.tokens / self.rows  # (S,) the last row of a small language is seldom full
+        carry = np.zeros(len(self.rows))
+        first = np.zeros(len(self.rows), dtype=np.int64)
+        taus: tuple[float, ...] = ()
+        index, planned = 0, 0.0
+        while True:
+            new_taus = tuple(group.tau.value(int(planned), self.duration) for group in self.groups)
+            if new_taus != taus:
+                taus = new_taus
+                shares = self.token_shares(taus)
+                row_shares = shares / row_tokens
+                row_shares /= row_shares.sum()
+                period_tokens = self.period_rows * float(row_shares @ row_tokens)
+            wanted = self.period_rows * row_shares + carry
+            taken = diffuse(wanted, self.period_rows)
+            carry = wanted - taken
+            yield Period(index, int(planned), taus, shares, first, first + taken)
+            first = first + taken
+            index += 1
+            planned += period_tokens

@@ -1,0 +1,219 @@
+"""The mmBERT encoder with its masked-language-model head: ModernBERT over one flat stream of documents.
+
+Modules carry the names of transformers' ModernBertForMaskedLM, so a checkpoint converts without renaming.
+
+Shapes: T tokens of the packed batch, M masked tokens, D hidden_size, I intermediate_size, H heads, K = D / H
+head size, V vocab_size.
+
+Source:
+    Warner et al. 2024, arXiv:2412.13663 (architecture); mmBERT's settings, arXiv:2509.06888 and its YAMLs.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmbert.attention import Kernel, Packing, Window, resolve_kernel, varlen_attention
+from mmbert.config import ModelConfig
+from mmbert.masking import IGNORE
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """Rotary position embedding of one batch, over the full head size: cos and sin are (T, 1, 1, K/2) fp32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def build(cls, positions: Tensor, theta: float, head_dim: int) -> Self:
+        """Angles of positions (T,), in fp32: bf16 has 8 bits, too few to tell positions in the thousands.
+
+        The order of operations is transformers': a last bit of the frequency is 6e-5 radians at position 1,000.
+        """
+        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+        frequencies = 1.0 / theta**exponents  # (K/2,) radians a position
+        angles = positions.float().unsqueeze(1) * frequencies  # (T, K/2)
+        return cls(angles.cos()[:, None, None], angles.sin()[:, None, None])
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotate x (T, any, H, K) in fp32. The pair of channel i is i + K/2 (not interleaved)."""
+        first, second = x.chunk(2, dim=-1)
+        rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return torch.cat(rotated, dim=-1).to(x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What all layers share for one batch. Local layers may turn at another theta than global ones."""
+
+    packing: Packing
+    kernel: Kernel
+    global_rope: Rope
+    local_rope: Rope
+
+
+class Embeddings(nn.Module):
+    """Token embeddings, normalised: (T,) -> (T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.norm = layer_norm(config)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.norm(self.tok_embeddings(input_ids))
+
+
+class Attention(nn.Module):
+    """Bidirectional attention inside each document: all of it in every n-th layer from 0, a window in the others."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.window: Window | None = None
+        if layer % config.global_attn_every_n_layers != 0:
+            self.window = (config.local_attention // 2, config.local_attention // 2)
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.out_drop = nn.Dropout(config.attn_out_dropout)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Attend: x (T, D) -> (T, D)."""
+        qkv = self.Wqkv(x).view(-1, 3, self.num_heads, self.head_dim)  # (T, 3, H, K)
+        rope = context.global_rope if self.window is None else context.local_rope
+        q, k = rope.rotate(qkv[:, :2]).unbind(dim=1)  # (T, H, K) each
+        v = qkv[:, 2]
+        out = varlen_attention(q, k, v, context.packing, self.window, context.kernel)  # (T, H, K)
+        return self.out_drop(self.Wo(out.flatten(start_dim=1)))  # (T, D)
+
+
+class Mlp(nn.Module):
+    """GeGLU: (T, D) -> (T, D). Wi holds both branches, the activated one first."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated, gate = self.Wi(x).chunk(2, dim=-1)  # (T, I) each
+        return self.Wo(F.gelu(activated) * gate)
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm block. The first has no norm before attention: the embeddings were normalised already."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = nn.Identity() if layer == 0 else layer_norm(config)
+        self.attn = Attention(config, layer)
+        self.mlp_norm = layer_norm(config)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.attn(self.attn_norm(x), context)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Encoder(nn.Module):
+    """Embeddings, layers and the final norm: (T,) -> (T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.final_norm = layer_norm(config)
+
+    def forward(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        config = self.config
+        head_dim = config.hidden_size // config.num_attention_heads
+        context = Context(
+            packing=packing,
+            kernel=resolve_kernel(config.attention, input_ids.device),
+            global_rope=Rope.build(packing.positions, config.global_rope_theta, head_dim),
+            local_rope=Rope.build(packing.positions, config.local_rope_theta, head_dim),
+        )
+        x = self.embeddings(input_ids)
+        for layer in self.layers:
+            x = layer(x, context)
+        return self.final_norm(x)
+
+
+class PredictionHead(nn.Module):
+    """What stands between the encoder and the decoder: (M, D) -> (M, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.norm = layer_norm(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(x)))
+
+
+class MmBertForMaskedLM(nn.Module):
+    """The model that is trained. Its decoder's weight is the embedding matrix.
+
+    The weights come from torch's global generator: the same seed gives the same model.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Encoder(config)
+        self.head = PredictionHead(config)
+        # On the meta device, for its own (V, D) matrix is never used: 786 MB in the base model.
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, device="meta")
+        self.decoder.weight = self.model.embeddings.tok_embeddings.weight
+        self.decoder.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        initialise_full_megatron(self, config)
+
+    def forward(
+        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Predict tokens. Given labels, only masked tokens reach the head, which is a third of the work at 30 %.
+
+        Args:
+            input_ids: (T,) documents laid end to end, no padding.
+            cu_seqlens: (documents + 1,) first token of each document, and T at the end.
+            max_seqlen: tokens of the longest document, or a bound on it.
+            labels: (T,) the token to predict, IGNORE where there is no loss.
+
+        Returns:
+            Logits (T, V); with labels, logits (M, V) and targets (M,) of the masked tokens in their order.
+        """
+        x = self.model(input_ids, Packing.build(cu_seqlens, max_seqlen))
+        if labels is None:
+            return self.decoder(self.head(x))
+        masked = (labels != IGNORE).nonzero().squeeze(dim=1)  # (M,)
+        return self.decoder(self.head(x.index_select(0, masked))), labels[masked]
+
+
+def layer_norm(config: ModelConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+
+
+def initialise_full_megatron(model: MmBertForMaskedLM, config: ModelConfig) -> None:
+    """Draw all matrices from truncated normals; norms are 1 and biases 0 already.
+
+    What writes to the residual stream (`attn.Wo`, `mlp.Wo`) gets std / sqrt(2 layers), so that the stream's
+    variance does not grow with depth. transformers does the same to `head.dense`, mmBERT's recipe does not.
+
+    Source:
+        `init_method: full_megatron` of mmBERT's YAMLs; ModernBERT's initialization.py.
+    """
+    for name, module in model.named_modules():
+        if module is model.decoder or not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        std = config.initializer_range
+        if name.endswith((".attn.Wo", ".mlp.Wo")):
+            std /= sqrt(2 * config.num_hidden_layers)
+        cut = config.initializer_cutoff_factor * std
+        nn.init.trunc_normal_(module.weight, std=std, a=-cut, b=cut)

@@ -1,0 +1,42 @@
+"""StableAdamW as mmBERT uses it: fully decoupled weight decay, none on biases and norms."""
+from typing import Any
+
+from optimi import StableAdamW
+from torch import nn
+
+from mmbert.config import LearningRateConfig, OptimizerConfig
+from mmbert.schedules import one_minus_sqrt, warmup_stable_decay
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices, embeddings included, decay; 1-d parameters (norms, biases) do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, on_gpu: bool) -> StableAdamW:
+    """The optimizer over `model`'s parameters.
+
+    Each tensor's update is clipped by its own root mean square instead of clipping gradients (Wortsman et al. 2023,
+    arXiv:2304.13013).
+    """
+    return StableAdamW(
+        decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        decouple_lr=True,
+        max_lr=config.lr,
+        # optimi takes its Triton kernels wherever Triton is installed and then fails without a GPU.
+        triton=on_gpu,
+    )
+
+
+def learning_rate_multiplier(config: LearningRateConfig, tokens: int, duration: int) -> float:
+    """Multiplier of the peak learning rate for the step that begins after `tokens` tokens of the phase."""
+    if config.shape == "one_minus_sqrt":
+        return one_minus_sqrt(tokens, duration, config.floor)
+    return warmup_stable_decay(tokens, duration, config.warmup, config.decay, config.floor)

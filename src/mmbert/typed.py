@@ -1,0 +1,101 @@
+"""Plain values (dicts, lists, numbers, strings) -> frozen dataclasses, strictly."""
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class convert_with:  # noqa: N801 (reads as a word in a type: Annotated[int, convert_with(parse)])
+    """Annotation: run `convert` on the written value before its type is checked."""
+
+    def __init__(self, convert: Callable[[Any], Any]) -> None:
+        self.convert = convert
+
+
+def build(cls: type[T], value: Any, path: str = "") -> T:
+    """Build the dataclass `cls` from a mapping.
+
+    Raises:
+        ValueError: a key is unknown (the nearest right name is given), missing, or of the wrong type; the message
+            begins with the key's full path.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} = {value!r} must be a mapping with the keys {', '.join(f.name for f in fields(cls))}")  # type: ignore[arg-type]
+    hints = get_type_hints(cls, include_extras=True)
+    for key in value:
+        if key not in hints:
+            near = get_close_matches(str(key), hints, n=1) or sorted(hints)
+            raise ValueError(f"unknown key {join(path, key)}; did you mean {' or '.join(near)}?")
+    for spec in fields(cls):  # type: ignore[arg-type]
+        if spec.name not in value and spec.default is MISSING and spec.default_factory is MISSING:
+            raise ValueError(f"missing key {join(path, spec.name)}")
+    members = {key: member(hints[key], item, join(path, key)) for key, item in value.items()}
+    try:
+        return cls(**members)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}" if path else str(error)) from None
+
+
+def join(path: str, key: Any) -> str:
+    """`model` and `vocab_size` -> `model.vocab_size`."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def member(hint: Any, value: Any, path: str) -> Any:
+    """Check and build one value against its type; see `build`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        for mark in arguments[1:]:
+            try:
+                value = mark.convert(value)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+        return member(arguments[0], value, path)
+    if origin in (Union, types.UnionType):
+        return one_of(arguments, value, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{path} = {value!r} must be one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (list, tuple, dict):
+        return container(hint, value, path)
+    if is_dataclass(hint):
+        return build(hint, value, path)  # type: ignore[arg-type]
+    return scalar(hint, value, path)
+
+
+def container(hint: Any, value: Any, path: str) -> Any:
+    """A list or dict of one type, or a tuple with a type for each place."""
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin is list and isinstance(value, list):
+        return [member(kinds[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(kinds):
+        pairs = zip(kinds, value, strict=True)
+        return tuple(member(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(pairs))
+    if origin is dict and isinstance(value, dict):
+        return {key: member(kinds[1], item, join(path, key)) for key, item in value.items()}
+    raise ValueError(f"{path} = {value!r} must be of type {str(hint).replace('typing.', '')}")
+
+
+def one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
+    """A union: None, a list, or the one kind that is left."""
+    if value is None and type(None) in kinds:
+        return None
+    containers = [kind for kind in kinds if get_origin(kind) is list]
+    if containers and isinstance(value, list):
+        return member(containers[0], value, path)
+    rest = [kind for kind in kinds if kind is not type(None) and kind not in containers]
+    return member(rest[0], value, path)
+
+
+def scalar(hint: Any, value: Any, path: str) -> Any:
+    """A bool, int, float or str; an int is a float, nothing else changes its type."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        name = getattr(hint, "__name__", str(hint))
+        raise ValueError(f"{path} = {value!r} must be of type {name}")
+    return value

@@ -1,0 +1,93 @@
+"""Configurations: what is merged, what is refused, and in which words."""
+from pathlib import Path
+
+import pytest
+
+from mmbert.config import load_config, parse_tokens
+from mmbert.schedules import Schedule
+
+DEMO = "yamls/demo/phase1.yaml"
+
+
+@pytest.mark.parametrize(
+    "written, tokens", [(4096, 4096), ("2.3T", 2_300_000_000_000), ("600B", 600 * 10**9), ("1e9", 10**9), (1e3, 1000)]
+)
+def test_tokens_are_read_as_the_paper_writes_them(written: object, tokens: int) -> None:
+    assert parse_tokens(written) == tokens
+
+
+@pytest.mark.parametrize("written", ["1.5", -1, "many", True, None, "1.0000001K", "nan"])
+def test_numbers_that_are_no_tokens_are_refused(written: object) -> None:
+    with pytest.raises(ValueError, match="no number of tokens"):
+        parse_tokens(written)
+
+
+def test_a_file_states_only_what_differs_from_what_it_extends() -> None:
+    parent, child = load_config("yamls/demo/phase2.yaml"), load_config("yamls/demo/phase3.yaml")
+    assert child.model == parent.model
+    assert child.mask_rate == Schedule(0.05)
+    assert child.parent == "phase2"
+
+
+def test_overrides_come_last_and_reach_every_level() -> None:
+    config = load_config(
+        DEMO, ["mask_rate={start: 0.3, end: 0.1, kind: cosine}", "data.mixture.declaration.tau=0.25", "duration=5M"]
+    )
+    assert config.mask_rate == Schedule(0.3, "cosine", 0.1)
+    assert config.data.groups()["declaration"].tau == Schedule(0.25)
+    assert config.duration == 5_000_000
+
+
+def test_a_group_is_switched_off_with_null() -> None:
+    config = load_config("yamls/demo/phase3.yaml", ["data.mixture.new_languages=null", "data.mixture.declaration.share=1"])
+    assert list(config.data.groups()) == ["declaration"]
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("mask_rat=0.2", "unknown key mask_rat; did you mean mask_rate?"),
+        ("model.hidden_sise=3", "unknown key model.hidden_sise; did you mean hidden_size?"),
+        ("data.mixture.declaration.tua=3", "unknown key data.mixture.declaration.tua; did you mean tau?"),
+        ("model.vocab_size=1.5", "model.vocab_size = 1.5 must be of type int"),
+        ("seed=true", "seed = True must be of type int"),
+        ("device=tpu", "device = 'tpu' must be one of 'auto', 'cpu', 'gpu'"),
+        ("mask_rate={kind: linear}", "missing key mask_rate.start"),
+        ("mask_rate=1.5", "must lie between 0 and 1"),
+        ("data.mixture.declaration.tau=-1", "data.mixture.declaration.tau"),
+        ("data.mixture.declaration.share=0.5", "the shares sum to 0.5, not 1: declaration 0.5"),
+        ("learning_rate.warmup=1T", "exceed duration"),
+        ("learning_rate.shape=one_minus_sqrt", "neither `warmup` nor `decay`"),
+        ("max_seq_len=100000", "longer than model.max_position_embeddings"),
+        ("model.num_attention_heads=7", "must be an even number"),
+        ("optimizer.betas=[1]", "optimizer.betas"),
+        ("global_train_batch_size=0", "must be at least 1"),
+        ("name=${nowhere}", "nowhere"),
+        ("nothing", "write key.sub=value"),
+        ("name=[", "no valid YAML"),
+    ],
+)
+def test_bad_values_are_refused_with_key_value_and_remedy(override: str, words: str) -> None:
+    with pytest.raises(ValueError, match=r".") as refusal:
+        load_config(DEMO, [override])
+    assert words in str(refusal.value)
+
+
+def test_missing_files_are_named_with_the_file_that_wants_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: [b.yaml]")
+    with pytest.raises(FileNotFoundError, match=r"b\.yaml, extended by .*a\.yaml"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: [b.yaml]")
+    (tmp_path / "b.yaml").write_text("extends: [a.yaml]")
+    with pytest.raises(ValueError, match="extends itself"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_broken_yaml_and_lists_are_refused(tmp_path: Path) -> None:
+    for text in ("a: [", "- 1", "extends: a.yaml"):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"a\.yaml"):
+            load_config(tmp_path / "a.yaml")

@@ -1,0 +1,213 @@
+"""The recipe's YAMLs against the published numbers that docs/recipe.md lists."""
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmbert.config import RunConfig, load_config, read_yaml
+from mmbert.data import batch_sizes, read_languages
+from mmbert.mixture import temperature_shares
+from mmbert.model import MmBertForMaskedLM
+from mmbert.optim import learning_rate_multiplier
+from mmbert.recipe_table import BASE, SMALL, languages, recipe
+
+YAMLS = sorted(str(path) for path in Path("yamls").rglob("*.yaml"))
+FRAGMENTS = {
+    *(f"yamls/{name}.yaml" for name in ("common", "demo/common", "small/common", "small/after-plateau")),
+    *(f"yamls/model/{name}.yaml" for name in ("base", "small", "tiny")),
+}
+RUNS = [path for path in YAMLS if path not in FRAGMENTS]
+PAPER = BASE + SMALL
+ABLATIONS = [path for path in RUNS if path.startswith("yamls/ablations/")]
+TOKENS_PER_STEP = 4608 * 1024
+
+# B tokens, in the order of phase 1: dataset cards; DCLM's 10.0 in phase 2 from the paper's table 1.
+PUBLISHED = {
+    "phase1": {
+        "fineweb2": 1196.6, "dclm": 600.0, "starcoder": 100.6, "arxiv": 27.8, "pes2o": 8.4, "stackexchange": 18.6,
+        "stackexchange_filtered": 1.4, "flan": 15.3, "math": 11.2, "books": 4.3, "wikipedia": 4.7,
+    },
+    "phase2": {
+        "fineweb2": 506.7, "dclm": 10.0, "dclm_filtered": 40.0, "starcoder": 17.2, "arxiv": 5.4, "pes2o": 3.2,
+        "stackexchange": 3.0, "stackexchange_filtered": 2.8, "flan": 3.1, "math": 4.3, "books": 3.9, "wikipedia": 1.2,
+    },
+    "phase3-cont": {
+        "fineweb2": 78.5, "dclm_filtered": 2.0, "starcoder": 0.5, "code_prolong": 2.8, "arxiv": 3.3, "flan": 1.0,
+        "math": 0.5, "books": 2.2, "textbooks": 3.1, "wikipedia": 9.5,
+    },
+}  # fmt: skip
+
+# Published B tokens of whole mixtures: English without Wikipedia's part of it (not published), code, all.
+ENGLISH_OF_WIKIPEDIA = 1.53 / 9.5  # in Decay-Cont: 13.63 of English less the 12.1 of its English sources
+TOTALS = {
+    "phase1": (686.42, 102.01, 1989.02),
+    "phase2": (72.96, 19.99, 600.82),
+    "phase3-eng": (18.67, 3.26, 104.40),
+    "phase3-cont": (13.63, 3.26, 103.31),
+    "phase3-all": (11.59, 6.29, 114.23),
+}
+
+# Every sixth of the 59 languages that FineWeb2 has in all phases, by size: tokens in phase 1, phase 2, Decay-All.
+COUNTS = {
+    "rus": (115435806777, 30190326374, 2984939168),
+    "ita": (57312567533, 18295141096, 2146484815),
+    "tur": (24911024070, 10099775897, 1425117928),
+    "nob": (20925047379, 8894158913, 1341227367),
+    "ell": (16417908793, 7493090637, 1203041657),
+    "lit": (8762417832, 4796088487, 886817865),
+    "lvs": (6150049033, 3725594886, 754931679),
+    "fil": (2594565250, 2022473412, 508025244),
+    "tel": (2085498015, 1723380623, 563981383),
+    "swh": (1278170699, 1222882772, 378505344),
+}
+
+
+def ancestors(config: RunConfig) -> list[RunConfig]:
+    """The runs that a paper run continues, nearest first."""
+    runs = {(run.run_root, run.name): run for run in map(load_config, PAPER)}
+    chain = []
+    while config.parent is not None:
+        config = runs[config.run_root, config.parent]
+        chain.append(config)
+    return chain
+
+
+@pytest.mark.parametrize("path", RUNS)
+def test_every_run_loads_under_its_own_name_and_says_what_it_is(path: str) -> None:
+    assert load_config(path).name == Path(path).stem
+    assert Path(path).read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", sorted(FRAGMENTS))
+def test_what_is_no_run_is_a_fragment_that_runs_extend(path: str) -> None:
+    assert "name" not in read_yaml(Path(path))
+
+
+def test_no_two_runs_share_a_folder() -> None:
+    folders = [load_config(path).run_folder for path in RUNS]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("path", ABLATIONS)
+def test_an_ablation_asks_a_question_and_continues_the_papers_run(path: str) -> None:
+    assert "?" in Path(path).read_text().splitlines()[0]
+    config = load_config(path)
+    assert config.parent is None or ancestors(config)
+
+
+@pytest.mark.parametrize("size, parameters", [(BASE, 307_786_240), (SMALL, 140_897_536)])
+def test_models_have_the_published_number_of_parameters(size: list[str], parameters: int) -> None:
+    with torch.device("meta"):
+        model = MmBertForMaskedLM(load_config(size[0]).model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_every_phase_takes_as_many_tokens_a_step(path: str) -> None:
+    config = load_config(path)
+    assert config.global_train_batch_size * config.max_seq_len == TOKENS_PER_STEP
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_eight_gpus_share_every_batch_evenly(path: str) -> None:
+    config = load_config(path)
+    assert not any(size % (8 * config.device_train_microbatch_size) for size in batch_sizes(config).sizes)
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_phases_go_back_to_phase_1_and_change_nothing_of_the_weights_shape(path: str) -> None:
+    config = load_config(path)
+    for first in ancestors(config)[-1:]:
+        assert first.name == "phase1"
+        thetas = {"global_rope_theta": 160_000.0, "local_rope_theta": 160_000.0}
+        assert config.model in (first.model, replace(first.model, **thetas))
+        assert config.tokenizer == first.tokenizer
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_a_run_reads_the_rows_of_the_runs_before_it_in_another_order(path: str) -> None:
+    config = load_config(path)
+    assert not any(run.data.root == config.data.root and run.seed == config.seed for run in ancestors(config))
+
+
+@pytest.mark.parametrize("size", [BASE, SMALL])
+def test_the_phases_of_a_size_sum_to_3_trillion_tokens(size: list[str]) -> None:
+    last = load_config(size[-1])
+    assert sum(run.duration for run in [last, *ancestors(last)]) == 3_000_000_000_000
+
+
+@pytest.mark.parametrize("path", [path for path in [*PAPER, *ABLATIONS] if "phase3" in path])
+def test_every_decay_ends_at_the_same_learning_rate(path: str) -> None:
+    config = load_config(path)
+    last = learning_rate_multiplier(config.learning_rate, config.duration, config.duration)
+    assert config.optimizer.lr * last == pytest.approx(1.6e-5)
+
+
+@pytest.mark.parametrize("path", PAPER)
+def test_a_phase_begins_at_the_learning_rate_that_its_parent_holds(path: str) -> None:
+    config = load_config(path)
+    first = learning_rate_multiplier(config.learning_rate, 0, config.duration)
+    assert first == (1.0 if config.parent else 0.0)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shares_are_the_published_tokens(name: str) -> None:
+    published, groups = PUBLISHED[name], load_config(f"yamls/{name}.yaml").data.groups()
+    assert groups.keys() == published.keys()
+    total = sum(published.values())
+    assert {key: group.share * total for key, group in groups.items()} == pytest.approx(published, abs=0.05)
+
+
+@pytest.mark.parametrize("path", BASE)
+def test_shares_sum_to_one_exactly_as_written(path: str) -> None:
+    groups = load_config(path).data.groups().values()
+    assert sum(round(group.share * 1e6) for group in groups) == 1_000_000
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_english_and_code_get_their_published_tokens(name: str) -> None:
+    english, code, total = TOTALS[name]
+    groups = load_config(f"yamls/{name}.yaml").data.groups()
+    share_of = {
+        language: sum(group.share for group in groups.values() if group.languages == [language])
+        for language in ("eng", "code")
+    }
+    share_of["eng"] += groups["wikipedia"].share * ENGLISH_OF_WIKIPEDIA
+    assert share_of["eng"] * total == pytest.approx(english, abs=0.15)
+    assert share_of["code"] * total == pytest.approx(code, abs=0.05)
+
+
+@pytest.mark.parametrize("pair", zip(BASE, SMALL[:1] + SMALL[2:], strict=True))
+def test_small_reads_the_mixture_of_base(pair: tuple[str, str]) -> None:
+    base, small = map(load_config, pair)
+    assert small.data == base.data
+
+
+@pytest.mark.parametrize("name, count", [("phase1", 60), ("phase2", 109), ("phase3-cont", 109), ("phase3-all", 1833)])
+def test_languages_are_as_many_as_in_the_published_counts(name: str, count: int) -> None:
+    config = load_config(f"yamls/{name}.yaml")
+    assert len(languages(config)) == count
+    assert any("code" in group.languages for group in config.data.groups().values())
+
+
+@pytest.mark.parametrize("path", RUNS)
+def test_no_stream_stands_in_two_groups(path: str) -> None:
+    groups = load_config(path).data.groups()
+    streams = [(g.source, code) for name, g in groups.items() for code in read_languages(g.languages, name)]
+    assert len(set(streams)) == len(streams)
+
+
+@pytest.mark.parametrize("column, tau, within", [(1, 0.5, 0.015), (2, 0.3, 0.11)])
+def test_the_published_counts_of_later_phases_follow_from_phase_1_by_tau(
+    column: int, tau: float, within: float
+) -> None:
+    counts = np.array(list(COUNTS.values()), dtype=np.float64)
+    predicted = temperature_shares(counts[:, 0], tau / 0.7)  # phase 1 is n^0.7 already
+    assert predicted == pytest.approx(counts[:, column] / counts[:, column].sum(), rel=within)
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_yamls() -> None:
+    written = Path("docs/recipe.md").read_text()
+    assert recipe() in written, "docs/recipe.md: replace its tables with the output of python -m mmbert.recipe_table"

@@ -1,0 +1,75 @@
+"""The order of rows: every row once a pass, the same for every number of ranks, and O(1) to enter."""
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from mmbert.mixture import Group, Plan
+from mmbert.row_order import RowOrder, walk
+from mmbert.schedules import BatchSizes, Schedule
+
+SHARDS = np.array([5, 1, 7, 4])
+
+
+def order(seed: int = 3, period_rows: int = 60) -> RowOrder:
+    """Three streams of 17, 4 and 1 rows."""
+    shard_rows = [SHARDS, np.array([4]), np.array([1])]
+    rows = np.array([17, 4, 1])
+    group = Group("all", 1.0, Schedule(0.5, "linear", 0.1), None, np.arange(3))
+    return RowOrder(Plan([group], rows, rows * 100, 100_000, period_rows), ["a", "b", "c"], shard_rows, seed)
+
+
+def test_a_walk_gives_every_row_once_a_pass_however_it_is_cut() -> None:
+    for cuts in ([0, 17, 34], [0, 5, 17, 20, 34], [0, 3, 29, 34]):
+        parts = [walk(1, 2, SHARDS, first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+        assert np.bincount(np.concatenate(parts), minlength=17).tolist() == [2] * 17
+
+
+def test_a_short_stretch_of_a_walk_touches_few_shards() -> None:
+    shard_rows = np.full(1000, 100)
+    rows = walk(1, 2, shard_rows, 250, 550)
+    assert len(set(rows // 100)) <= 4
+    assert len(set(rows)) == 300
+
+
+def test_the_order_is_the_same_from_wherever_it_is_entered() -> None:
+    whole = list(islice(order().from_row(0), 200))
+    assert [place[0] for place in whole] == list(range(200))
+    for start in (1, 59, 60, 61, 133):
+        assert list(islice(order().from_row(start), 20)) == whole[start : start + 20]
+
+
+def test_another_seed_gives_another_order_of_the_same_rows() -> None:
+    one, other = (list(islice(order(seed).from_row(0), 60)) for seed in (3, 4))
+    assert one != other
+    assert np.bincount([place[1] for place in one]).tolist() == np.bincount([place[1] for place in other]).tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
+def test_global_batches_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+    sizes = BatchSizes.build(final=36, start=12, warmup_rows=100)
+    alone = list(islice(order().batches(0, sizes, 0, 1), 12))
+    assert {len(batch) for batch in alone} == {12, 24, 36}
+    ranks = [list(islice(order().batches(0, sizes, rank, world_size), 12)) for rank in range(world_size)]
+    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == alone
+
+
+def test_a_resumed_run_goes_on_with_the_same_batches() -> None:
+    sizes = BatchSizes.build(final=36, start=12, warmup_rows=100)
+    batches = list(islice(order().batches(0, sizes, 0, 1), 12))
+    consumed = sum(len(batch) for batch in batches[:5])
+    assert list(islice(order().batches(consumed, sizes, 0, 1), 7)) == batches[5:]
+
+
+def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not divide among 5 ranks"):
+        next(order().batches(0, BatchSizes([0], [12]), 0, 5))
+
+
+def test_adding_a_language_leaves_the_walk_of_the_others_alone() -> None:
+    few, many = order(), order()
+    reordered = RowOrder(many.plan, ["z", "a", "b"], many.shard_rows, many.seed)
+    assert few.names[0] == reordered.names[1]  # the key is the name's, not the index's
+    from mmbert.row_order import name_key
+
+    assert name_key("a") != name_key("z")

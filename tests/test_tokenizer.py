@@ -1,0 +1,201 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+
+from data_prep.train_tokenizer import BYTE_TOKENS, frequent_characters, train
+from mmbert.tokenizer import adopt_tokenizer, load_tokenizer, save_tokenizer
+
+TEXTS = [
+    "All human beings are born free and equal in dignity and rights.",
+    "Все люди рождаются свободными и равными в своем достоинстве и правах.",  # noqa: RUF001
+    "人人生而自由,在尊严和权利上一律平等。",
+    "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق.",
+    "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
+    "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
+    "የሰው ልጅ ሁሉ ሲወለድ ነጻና በክብርና በመብትም እኩልነት ያለው ነው።",
+]
+UNSEEN = [  # nothing like it in TEXTS
+    "ᎠᏂᎦᏔᎲ ꆈꌠꁱꂷ 𞤀𞤣𞤤𞤢𞤥 𐐀𐐨",
+    "👩‍👩‍👧 e\u0301 a\u200cb \u2028 \u2581 U+2581",
+    "  two  spaces \n\n\ttab\r\n",
+    "<mask> <0x41> <eos></s>",
+    "\x00\x7f\ufffd\U0010ffff",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    save_tokenizer(train(TEXTS * 2, vocab_size=600), target, origin=Path("test"))
+    return target
+
+
+def edit(folder: Path, target: Path, name: str, **changes: object) -> Path:
+    """A copy of a tokenizer folder with some top-level keys of one file changed."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    values = json.loads((target / name).read_text()) | changes
+    (target / name).write_text(json.dumps(values))
+    return target
+
+
+@pytest.mark.parametrize("text", TEXTS + UNSEEN)
+def test_text_of_any_script_survives_a_round_trip(folder: Path, text: str):
+    tokenizer = load_tokenizer(folder)
+    (ids,) = tokenizer.encode_batch([text])
+    assert ids.dtype == np.uint32
+    assert tokenizer.backend.decode(ids.tolist(), skip_special_tokens=False) == text
+
+
+def test_special_tokens_spelled_in_a_text_stay_text(folder: Path):
+    tokenizer = load_tokenizer(folder)
+    for ids in tokenizer.encode_batch(["<pad><eos><bos><unk><mask>", "a <mask> b"]):
+        assert not np.isin(ids, tokenizer.special_token_ids).any()
+
+
+def test_vocabulary_has_the_exact_size_and_gemmas_special_ids(folder: Path):
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.vocab_size == 600
+    named = (
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.mask_token_id,
+    )
+    assert named == tokenizer.special_token_ids == (0, 1, 2, 3, 4)
+
+
+def test_tokens_are_whole_characters_or_single_bytes(folder: Path):
+    learned = set(load_tokenizer(folder).backend.get_vocab()) - set(BYTE_TOKENS)
+    characters = set("".join(TEXTS))
+    assert all(set(token) <= characters for token in learned if not token.startswith("<"))
+
+
+def test_training_twice_gives_the_same_bytes_in_another_process(folder: Path):
+    program = (
+        "import json, sys; from data_prep.train_tokenizer import train; "
+        "print(json.dumps(train(json.load(sys.stdin), vocab_size=600)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(TEXTS * 2),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": "."},
+        cwd=Path(__file__).parents[1],
+    )
+    assert json.loads(result.stdout) == train(TEXTS * 2, vocab_size=600)
+
+
+def test_frequent_characters_cover_the_share_and_no_more():
+    assert frequent_characters(["aaaaaabbbc"], coverage=0.6) == ["a"]
+    assert frequent_characters(["aaaaaabbbc"], coverage=0.61) == ["a", "b"]
+    assert frequent_characters(["ba"], coverage=1.0) == ["a", "b"]
+
+
+@pytest.mark.parametrize("vocab_size, reason", [(270, "no room for words"), (60_000, "so small that it gives only")])
+def test_a_vocabulary_the_text_cannot_fill_is_refused(vocab_size: int, reason: str):
+    with pytest.raises(ValueError, match=reason):
+        train(TEXTS, vocab_size)
+
+
+def test_transformers_loads_the_folder_and_wraps_as_in_training(folder: Path):
+    from transformers import AutoTokenizer
+
+    ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    a, b = (ids.tolist() for ids in ours.encode_batch(TEXTS[:2]))
+    bos, eos = ours.bos_token_id, ours.eos_token_id
+    assert theirs(TEXTS[0]) == {"input_ids": [bos, *a, eos], "attention_mask": [1] * (len(a) + 2)}
+    assert theirs(TEXTS[0], TEXTS[1])["input_ids"] == [bos, *a, eos, bos, *b, eos]
+    assert theirs.mask_token_id == ours.mask_token_id
+    assert len(theirs) == ours.vocab_size
+
+
+def test_a_mask_takes_the_place_of_a_word_with_its_space(folder: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("are <mask> and")["input_ids"])
+    assert "".join(tokens) == "<bos>are<mask> and<eos>"
+
+
+def gemma_like(folder: Path) -> Path:
+    """A folder as Gemma 2's: <bos> template, <mask> an ordinary added token."""
+    backend = Backend(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.add_special_tokens(["<pad>", "<eos>", "<bos>", "<unk>"])
+    backend.add_tokens(["<mask>", "a", "b"])
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(backend.to_str())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer", "add_bos_token": true}')
+    return folder
+
+
+def test_an_adopted_tokenizer_keeps_its_vocabulary_and_the_contract(tmp_path: Path):
+    source = gemma_like(tmp_path / "source")
+    adopted = adopt_tokenizer(source, tmp_path / "target")
+    before = Backend.from_file(str(source / "tokenizer.json"))
+    assert adopted.backend.get_vocab() == before.get_vocab()
+    assert adopted.backend.encode("ab").tokens == ["<bos>", "a", "b", "<eos>"]
+
+
+def test_adopting_again_is_a_no_op_and_never_overwrites(tmp_path: Path, folder: Path):
+    source = gemma_like(tmp_path / "source")
+    first = adopt_tokenizer(source, tmp_path / "target")
+    assert adopt_tokenizer(source, tmp_path / "target").digest == first.digest
+    with pytest.raises(FileExistsError, match="exists with other content"):
+        adopt_tokenizer(folder, tmp_path / "target")
+    assert load_tokenizer(tmp_path / "target").digest == first.digest
+
+
+def test_a_tokenizer_without_mask_is_refused_before_anything_is_written(tmp_path: Path, folder: Path):
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    source = edit(folder, tmp_path / "source", "tokenizer.json", added_tokens=tokens[:4])
+    with pytest.raises(ValueError, match="lacks <mask>"):
+        adopt_tokenizer(source, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    "name, changes, reason",
+    [
+        ("tokenizer.json", {"post_processor": None}, "template is not <bos> A <eos>"),
+        ("tokenizer.json", {"added_tokens": []}, "<pad> is not a special token"),
+        ("tokenizer.json", {"model": {"type": "none"}}, "is not a tokenizer that"),
+        ("tokenizer_config.json", {"model_input_names": ["input_ids"]}, "model_input_names is"),
+    ],
+)
+def test_a_folder_that_breaks_the_contract_is_refused(
+    tmp_path: Path, folder: Path, name: str, changes: dict, reason: str
+):
+    with pytest.raises(ValueError, match=reason) as error:
+        load_tokenizer(edit(folder, tmp_path / "broken", name, **changes))
+    assert str(tmp_path / "broken" / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_without_lstrip_is_refused(tmp_path: Path, folder: Path):
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    tokens[4]["lstrip"] = False
+    with pytest.raises(ValueError, match="<mask> has lstrip false"):
+        load_tokenizer(edit(folder, tmp_path / "broken", "tokenizer.json", added_tokens=tokens))
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_missing_file_is_named(tmp_path: Path, folder: Path, missing: str):
+    broken = edit(folder, tmp_path / "broken", "special_tokens_map.json")
+    (broken / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds no {missing}"):
+        load_tokenizer(broken)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_tokenizer(tmp_path / "nowhere")

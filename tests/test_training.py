@@ -1,0 +1,225 @@
+"""The real trainer: accumulation, chaining, killing and resuming, refusals; on three tiny phases."""
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
+from mmbert.config import load_config
+from tests.conftest import Corpus
+from tests.training_runs import Outcome, train, write_yamls
+
+PHASES = ("phase1", "phase2", "phase3")
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Outcome]]:
+    """The three phases, uninterrupted, dropout on: the folder and each phase's steps."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    write_yamls(folder, corpus)
+    outcomes = {}
+    for phase in PHASES:
+        outcomes[phase] = train([folder / f"{phase}.yaml"], folder / f"{phase}.jsonl")
+        assert outcomes[phase].exit_code == 0, outcomes[phase].output
+    return folder, outcomes
+
+
+def test_phases_run_to_their_duration_and_are_marked_finished(finished: tuple[Path, dict[str, Outcome]]) -> None:
+    folder, outcomes = finished
+    for phase, outcome in outcomes.items():
+        state = read_state(newest_checkpoint(folder / "runs" / phase))
+        assert state["finished"]
+        assert state["tokens"] == outcome.steps[-1]["tokens"] >= 5000
+        assert sum(state["tokens_per_stream"].values()) == state["tokens"]
+        assert [row for step in outcome.steps for row in step["rows"]] == list(range(state["rows"]))
+
+
+def test_only_the_newest_checkpoints_stay(finished: tuple[Path, dict[str, Outcome]]) -> None:
+    assert len(step_folders(finished[0] / "runs" / "phase1")) == 2
+
+
+def test_a_phase_has_its_own_numbers_from_its_very_first_step(finished: tuple[Path, dict[str, Outcome]]) -> None:
+    folder, outcomes = finished
+    first, second = outcomes["phase1"], outcomes["phase2"]
+    assert first.steps[0]["lr"] == 0.0  # its warm-up begins
+    assert first.steps[-1]["lr"] == 3.0e-3
+    step = second.steps[0]
+    assert step["lr"] == step["max_lr"] == 1.0e-3
+    assert step["weight_decay"] == [0.01, 0.0]
+    assert step["betas"] == [0.9, 0.95]
+    assert step["masked"] == pytest.approx(0.15, abs=0.08)
+    assert outcomes["phase1"].steps[0]["masked"] > 0.2
+    config = read_state(newest_checkpoint(folder / "runs" / "phase2"))["config"]
+    assert config["model"]["global_rope_theta"] == config["model"]["local_rope_theta"] == 160000
+    assert step["rows"] == [0, 1]
+
+
+def test_weights_and_moments_carry_over_to_the_next_phase(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
+) -> None:
+    """With a learning rate of zero the first step of the new phase leaves the parent's weights as they are."""
+    folder, outcomes = finished
+    write_yamls(tmp_path, corpus)
+    shutil.copytree(folder / "runs" / "phase1", tmp_path / "runs" / "phase1")
+    arguments = [tmp_path / "phase2.yaml", "duration=100", "learning_rate.warmup=100", "checkpoint.interval=100"]
+    outcome = train(arguments, tmp_path / "phase2.jsonl")
+    assert outcome.exit_code == 0, outcome.output
+    parent, child = (newest_checkpoint(tmp_path / "runs" / phase) for phase in ("phase1", "phase2"))
+    weights, carried = load_file(parent / "model.safetensors"), load_file(child / "model.safetensors")
+    assert all(torch.equal(weights[name], carried[name]) for name in weights)
+    assert outcome.steps[0]["optimizer_step"] == outcomes["phase1"].steps[-1]["optimizer_step"] + 1
+    before, after = load_file(parent / "optimizer.safetensors"), load_file(child / "optimizer.safetensors")
+    name = "exp_avg_sq.model.layers.1.mlp.Wi.weight"
+    step = outcome.steps[0]["optimizer_step"]
+    kept = (0.95**step - 0.95) / (0.95**step - 1)  # the debiased beta2 of that step
+    assert (after[name] >= before[name] * (kept - 1e-6)).all()  # what is added is a square
+    assert (after[name] != before[name]).any()
+
+
+@pytest.mark.parametrize("phase, kills", [("phase1", (3, 9, 20)), ("phase3", (2, 11))])
+def test_killed_runs_go_on_bit_for_bit(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path, phase: str, kills: tuple[int, ...]
+) -> None:
+    """SIGKILL at several steps, the same command again, dropout 0.1: every loss, mask, batch and final weight equal."""
+    folder, outcomes = finished
+    write_yamls(tmp_path, corpus)
+    if phase == "phase3":
+        shutil.copytree(folder / "runs" / "phase2", tmp_path / "runs" / "phase2")
+    record = tmp_path / "steps.jsonl"
+    for kill in kills:
+        assert train([tmp_path / f"{phase}.yaml"], record, kill_at=kill).exit_code == -9
+    outcome = train([tmp_path / f"{phase}.yaml", "data.num_workers=2"], record)
+    assert outcome.exit_code == 0, outcome.output
+    uninterrupted = {step["step"]: step for step in outcomes[phase].steps}
+    assert len(outcome.steps) > len(uninterrupted)  # some steps were done twice: the kills came between checkpoints
+    assert all(step == uninterrupted[step["step"]] for step in outcome.steps)
+    own, other = (newest_checkpoint(root / "runs" / phase) for root in (tmp_path, folder))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (own / name).read_bytes() == (other / name).read_bytes()
+    assert read_state(own)["tokens_per_stream"] == read_state(other)["tokens_per_stream"]
+
+
+def test_a_finished_phase_is_left_alone(finished: tuple[Path, dict[str, Outcome]], tmp_path: Path) -> None:
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    outcome = train([folder / "phase2.yaml"], tmp_path / "steps.jsonl")
+    assert outcome.exit_code == 0
+    assert not outcome.steps
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+
+
+def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> None:
+    """20 steps, no dropout, microbatches of 1, 3 and 8 rows: equal within 1e-6 of each tensor's norm."""
+    write_yamls(tmp_path, corpus)
+    weights = {}
+    for rows in (8, 3, 1):
+        arguments = [
+            tmp_path / "phase1.yaml",
+            f"run_root={tmp_path}/{rows}",
+            f"device_train_microbatch_size={rows}",
+            "global_train_batch_size=8",
+            "model.attn_out_dropout=0.0",
+            "duration=10300",
+            "checkpoint.interval=1M",
+        ]
+        outcome = train(arguments, tmp_path / f"{rows}.jsonl")
+        assert outcome.exit_code == 0, outcome.output
+        assert len(outcome.steps) >= 20
+        weights[rows] = load_file(newest_checkpoint(tmp_path / str(rows) / "phase1") / "model.safetensors")
+    for rows in (3, 1):
+        for name, whole in weights[8].items():
+            difference = (weights[rows][name] - whole).norm() / whole.norm().clamp_min(1e-3)
+            assert difference < 1e-6, (rows, name, float(difference))
+
+
+def refusals(corpus: Corpus, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Bad input -> (arguments, words of the error)."""
+    shards, phase1 = corpus.shards[64], str(folder / "phase1.yaml")
+    other = folder / "other-tokenizer"
+    return {
+        "missing shard folder": ([phase1, "data.root=/nowhere"], ["/nowhere", "does not exist"]),
+        "unknown language": ([phase1, "data.mixture.large.languages=[laa, lax]"], ["lax", "did you mean"]),
+        "language listed twice": ([phase1, "data.mixture.large.languages=[laa, laa]"], ["listed twice: laa"]),
+        "no language": ([phase1, "data.mixture.large.languages=[]"], ["data.mixture.large.languages", "no language"]),
+        "missing list": ([phase1, "data.mixture.large.languages=[no.txt]"], ["no such file: no.txt"]),
+        "longer rows than the shards'": ([phase1, "max_seq_len=100"], [str(shards), "row_length is 64"]),
+        "missing parent": ([str(folder / "phase2.yaml"), "parent=phase7"], ["phase7", "no such run"]),
+        "missing tokenizer": ([phase1, f"tokenizer={other}"], [str(other), "does not exist"]),
+        "too small a vocabulary": ([phase1, "model.vocab_size=100"], ["model.vocab_size = 100", "512"]),
+        "output that is a file": ([phase1, f"run_root={phase1}"], [phase1]),
+        "caps that cannot be met": ([phase1, "data.mixture.large.max_repeats=0.01"], ["raise max_repeats to at least"]),
+        "unknown key": ([phase1, "mask_rat=0.1"], ["did you mean mask_rate?"]),
+        "missing file": ([str(folder / "phase9.yaml")], ["no such configuration"]),
+    }
+
+
+@pytest.mark.parametrize("case", list(refusals(Corpus(Path(), {64: Path()}), Path())))
+def test_bad_input_ends_in_one_clear_line(
+    corpus: Corpus, tmp_path: Path, case: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from main import main
+
+    write_yamls(tmp_path, corpus)
+    arguments, words = refusals(corpus, tmp_path)[case]
+    message = main(arguments)
+    assert message is not None
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+    assert not list(tmp_path.glob("runs/*/step-*"))
+
+
+def test_shards_of_another_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    from main import main
+
+    write_yamls(tmp_path, corpus)
+    shutil.copytree(corpus.tokenizer, tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))  # the same tokenizer to the eye, another digest
+    message = main([str(tmp_path / "phase1.yaml"), f"tokenizer={tmp_path}/tokenizer"])
+    assert message is not None
+    assert "name the tokenizer that made the rows" in message
+
+
+def test_an_unfinished_parent_and_a_changed_recipe_are_refused(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
+) -> None:
+    write_yamls(tmp_path, corpus)
+    assert train([tmp_path / "phase1.yaml"], tmp_path / "steps.jsonl", kill_at=12).exit_code == -9
+    before = [path.name for path in step_folders(tmp_path / "runs" / "phase1")]
+    child = train([tmp_path / "phase2.yaml"], tmp_path / "steps.jsonl")
+    assert child.exit_code == 1
+    assert "parent = 'phase1' is unfinished" in child.output
+    for change in ("optimizer.lr=1e-3", "data.mixture.large.tau=0.6", "seed=22", "data.mixture.large.languages=[laa]"):
+        changed = train([tmp_path / "phase1.yaml", change], tmp_path / "steps.jsonl")
+        assert changed.exit_code == 1
+        assert "was trained with another recipe: " in changed.output
+        assert change.partition("=")[0] in changed.output
+    assert before == [path.name for path in step_folders(tmp_path / "runs" / "phase1")]
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
+) -> None:
+    folder, outcomes = finished
+    write_yamls(tmp_path, corpus)
+    assert train([tmp_path / "phase1.yaml"], tmp_path / "steps.jsonl", kill_at=14).exit_code == -9
+    newest = step_folders(tmp_path / "runs" / "phase1")[0]
+    weights = bytearray((newest / "model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (newest / "model.safetensors").write_bytes(weights)
+    outcome = train([tmp_path / "phase1.yaml"], tmp_path / "after.jsonl")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.steps[0]["step"] < int(newest.name.removeprefix("step-"))
+    assert outcome.steps[-1] == outcomes["phase1"].steps[-1]
+
+
+def test_the_saved_configuration_builds_the_same_run(finished: tuple[Path, dict[str, Outcome]]) -> None:
+    folder, _ = finished
+    saved = read_state(newest_checkpoint(folder / "runs" / "phase3"))["config"]
+    assert saved == json.loads(json.dumps(asdict(load_config(folder / "phase3.yaml"))))
