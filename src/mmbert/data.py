@@ -137,7 +137,11 @@ class PackedRows(Dataset):
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         position, stream, row = place
-        sample = self.shards[int(self.shards.first_row[stream]) + row]
+        try:
+            sample = self.shards[int(self.shards.first_row[stream]) + row]
+        except Exception as error:  # Streaming's many errors, few of which name the file
+            folder = self.shards.streams[stream].local
+            raise OSError(f"{folder}: cannot read row {row} ({error}); run `python -m data_prep.verify`") from error
         return {**sample, "position": position, "stream": stream}
 
 
