@@ -11,7 +11,7 @@ class DropoutSeed(Callback):
     """Seeds torch before each step from (seed, step, rank), so that no generator state needs saving."""
 
     def __init__(self, phase: Phase) -> None:
-        self.seed = phase.config.seed
+        self.seed = phase.config.phase_seed
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Seed every device's generator."""

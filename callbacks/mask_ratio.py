@@ -13,7 +13,8 @@ class MaskRatio(Callback):
     """
 
     def __init__(self, phase: Phase) -> None:
-        self.schedule, self.duration, self.seed = phase.config.mask_rate, phase.config.duration, phase.config.seed
+        self.schedule, self.duration = phase.config.mask_rate, phase.config.duration
+        self.seed = phase.config.phase_seed
         tokenizer = phase.tokenizer
         self.vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.special_token_ids)
 

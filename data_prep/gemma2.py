@@ -1,6 +1,6 @@
 """Get Gemma 2's tokenizer, mmBERT's own, as a folder that keeps the contract of mmbert.tokenizer.
 
-    python -m data_prep.gemma2 --output data/gemma2-tokenizer
+    python -m data_prep.gemma2 --output data/tokenizer-gemma2
 
 The vocabulary stays as Google published it (256,000 tokens); the template and `<mask>` are adapted. Gemma is
 under Google's own terms of use: read them before you publish a model.

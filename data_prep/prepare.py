@@ -1,4 +1,4 @@
-"""Turn a text folder into rows of token ids, one MDS folder per language and split.
+r"""Turn a text folder into rows of token ids, one MDS folder per language and split.
 
     python -m data_prep.prepare --input data/demo/text --tokenizer data/demo/tokenizer --row-length 256 \
         --output data/demo/shards-256
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -73,10 +74,11 @@ def prepare_language(settings: Settings, language: str, path: Path) -> Result:
         return Result(finished, is_new=False)
     splits = split_documents(parse_documents(path, content), settings.heldout_rate)
     manifests = []
-    # Training comes last: its folder says that the language is complete.
-    for split in reversed(SPLITS):
-        if texts := splits[split]:
+    for split, texts in splits.items():
+        if texts:
             manifests.append(write_stream(settings, tokenizer, (split, language), texts, inputs))
+        else:  # no longer split, if it ever was: Streaming refuses a stream without rows
+            shutil.rmtree(stream_folder(settings.output, split, settings.source, language), ignore_errors=True)
     return Result(manifests, is_new=True)
 
 
@@ -182,7 +184,7 @@ def check_output(settings: Settings, tokenizer: Tokenizer) -> None:
     for path in settings.output.glob("*"):
         if path.name not in SPLITS:
             raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
-    for folder in settings.output.glob("*/*/[!.]*"):
+    for folder in sorted(settings.output.glob("*/*/[!.]*")):
         strangers = sorted(path.name for path in folder.iterdir() if not OWN_FILES.fullmatch(path.name))
         if strangers:
             raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")

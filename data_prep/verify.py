@@ -92,7 +92,7 @@ def main() -> None:
         try:
             manifests.append(verify_stream(folder))
         except Exception as error:  # a decoder fed with garbage may raise anything; each is one line here
-            faults.append(f"broken: {folder}: {error}")
+            faults.append(f"broken: {folder.relative_to(root)}: {error}")
     if mixture := find_mixture(manifests):
         faults.append(f"broken: {root}: {mixture}")
     if faults:

@@ -78,6 +78,12 @@ def test_mask_is_built_once_per_batch() -> None:
     assert packing.mask((64, 64)) is not packing.mask((8, 8))
 
 
+@pytest.mark.parametrize("lengths", [[300], [257, 40], AROUND_THE_WINDOW])
+def test_no_query_is_without_keys(lengths: list[int]) -> None:
+    """Not even those that fill up the last block: a softmax over nothing is NaN, and its gradient spreads."""
+    assert packing_of(lengths).mask((64, 64)).any(dim=-1).all()
+
+
 def test_packing_numbers_documents_and_positions() -> None:
     packing = packing_of([2, 3, 1])
     assert packing.lengths == [2, 3, 1]

@@ -38,6 +38,11 @@ def test_overrides_come_last_and_reach_every_level() -> None:
     assert config.duration == 5_000_000
 
 
+def test_phases_of_one_seed_do_not_share_their_randomness() -> None:
+    seeds = {load_config(DEMO, [override]).phase_seed for override in ("seed=21", "seed=22", "name=phase2")}
+    assert len(seeds) == 3
+
+
 def test_a_group_is_switched_off_with_null() -> None:
     config = load_config("yamls/demo/phase3.yaml", ["data.mixture.new_languages=null", "data.mixture.declaration.share=1"])
     assert list(config.data.groups()) == ["declaration"]

@@ -140,7 +140,7 @@ def test_phases_go_back_to_phase_1_and_change_nothing_of_the_weights_shape(path:
 @pytest.mark.parametrize("path", PAPER)
 def test_a_run_reads_the_rows_of_the_runs_before_it_in_another_order(path: str) -> None:
     config = load_config(path)
-    assert not any(run.data.root == config.data.root and run.seed == config.seed for run in ancestors(config))
+    assert not any(run.phase_seed == config.phase_seed for run in ancestors(config))
 
 
 @pytest.mark.parametrize("size", [BASE, SMALL])

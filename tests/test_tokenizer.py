@@ -104,6 +104,15 @@ def test_frequent_characters_cover_the_share_and_no_more():
     assert frequent_characters(["ba"], coverage=1.0) == ["a", "b"]
 
 
+def test_equally_rare_characters_are_chosen_by_code_point_not_by_chance():
+    rare = [chr(0x4E00 + number) for number in range(40)]
+    texts = ["ab " * 10_000, " ".join(rare)]  # 40 characters, of which the other 1 in 2,000 keeps about 15
+    learned = train(texts, vocab_size=290)["model"]["vocab"]
+    kept = [character for character in rare if character in learned]
+    assert 0 < len(kept) < len(rare)
+    assert kept == rare[: len(kept)]
+
+
 @pytest.mark.parametrize("vocab_size, reason", [(270, "no room for words"), (60_000, "so small that it gives only")])
 def test_a_vocabulary_the_text_cannot_fill_is_refused(vocab_size: int, reason: str):
     with pytest.raises(ValueError, match=reason):
@@ -118,6 +127,7 @@ def test_transformers_loads_the_folder_and_wraps_as_in_training(folder: Path):
     bos, eos = ours.bos_token_id, ours.eos_token_id
     assert theirs(TEXTS[0]) == {"input_ids": [bos, *a, eos], "attention_mask": [1] * (len(a) + 2)}
     assert theirs(TEXTS[0], TEXTS[1])["input_ids"] == [bos, *a, eos, bos, *b, eos]
+    assert theirs.decode(theirs("<0x41>")["input_ids"], skip_special_tokens=True) == "<0x41>"
     assert theirs.mask_token_id == ours.mask_token_id
     assert len(theirs) == ours.vocab_size
 

@@ -3,6 +3,7 @@
 A YAML may name others under `extends`; it then states only what differs. `key.sub=value` on the command line
 comes last. Whatever does not fit the types below is refused with its path and the nearest right name.
 """
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -160,7 +161,7 @@ class RunConfig:
     """One phase. It lives in the folder `run_root/name`; `parent` is the name of the phase it continues.
 
     Attributes:
-        seed: of the data order, the masks, the dropout and the first weights.
+        seed: of the first weights and, with the phase's name, of the data order, the masks and the dropout.
         tokenizer: folder with tokenizer.json; its digest must be the shards'.
         max_seq_len: tokens of a row; the shards' row length.
         duration: tokens the phase trains on.
@@ -195,6 +196,11 @@ class RunConfig:
     def run_folder(self) -> Path:
         """Folder of this run's checkpoints."""
         return Path(self.run_root) / self.name
+
+    @property
+    def phase_seed(self) -> int:
+        """63-bit seed of this phase: with its parent's it would read again the rows that the parent read first."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{self.name}".encode()).digest()[:8], "big") >> 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as saved in every checkpoint."""

@@ -101,7 +101,7 @@ class PhaseData:
         shard_rows = [
             np.array([shard.rows for shard in manifest.shards.values()], dtype=np.int64) for manifest in self.manifests
         ]
-        return RowOrder(self.plan(config), self.names, shard_rows, config.seed)
+        return RowOrder(self.plan(config), self.names, shard_rows, config.phase_seed)
 
     def digests(self) -> dict[str, str]:
         """Digest of every stream's manifest, by name: what a resumed run compares."""

@@ -180,7 +180,7 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
 def _check_shard_file(folder: Path, name: str, record: ShardRecord) -> None:
     path = folder / name
     if not BASENAME.fullmatch(name) or path.resolve().parent != folder.resolve():
-        raise ValueError(f"{folder / 'index.json'}: shard {name!r} lies outside the folder; {REMEDY}")
+        raise ValueError(f"{folder / 'index.json'}: shard {name!r} is no plain file in this folder; {REMEDY}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {REMEDY}")
     if path.stat().st_size != record.bytes:

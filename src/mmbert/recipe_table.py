@@ -49,7 +49,6 @@ def phase_row(path: str, config: RunConfig) -> dict[str, str]:
         "theta": f"{config.model.global_rope_theta:,.0f}",
         "learning rate": learning_rate(config),
         "weight decay": f"{config.optimizer.weight_decay:g}",
-        "seed": str(config.seed),
     }
 
 

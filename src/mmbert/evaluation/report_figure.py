@@ -48,11 +48,6 @@ def group_styles(report: Report) -> dict[str, tuple[str, str]]:
     return styles | {NEVER_ENTERED: (NEVER_COLOUR, NEVER_MARKER)}
 
 
-def label_point(axes: Axes, text: str, point: tuple[float, float], offset: int) -> None:
-    """Write a number above a point, `offset` typographic points away."""
-    axes.annotate(text, point, (0, offset), textcoords="offset points", ha="center", fontsize=9)
-
-
 def write_subtitle(axes: Axes, text: str) -> None:
     """A quiet line between a panel and its title."""
     axes.annotate(text, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color="#555555")
@@ -60,27 +55,41 @@ def write_subtitle(axes: Axes, text: str) -> None:
 
 def draw_bits_per_byte(axes: Axes, report: Report) -> None:
     """Mean bits per byte of each group after each phase, with the middle half of its languages."""
-    places = np.arange(len(report.phases))
     order = [phase.name for phase in report.phases]
     entering = [group_name(name) for name in order]
+    places = np.arange(len(order))
     for group, languages in report.groups.items():
         colour, marker = group_styles(report)[group]
         per_language = np.array([[phase.bits_per_byte[name] for name in languages] for phase in report.phases])
         low, high = np.percentile(per_language, [25, 75], axis=1)  # (phases,) each
-        means = [report.bits_per_byte[name][group] for name in order]
-        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(places, means, color=colour, linewidth=2, label=group_label(report, group))
-        for place, mean in enumerate(means):
-            trained = group in entering[: place + 1]
-            face = colour if trained else "white"
-            axes.plot(place, mean, marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=2)
-            label_point(axes, f"{mean:.2f}", (place, mean), offset=9)
+        axes.fill_between(places, low, high, color=colour, alpha=0.1, linewidth=0)
+        label = group_label(report, group)
+        axes.plot(places, [report.bits_per_byte[name][group] for name in order], color=colour, linewidth=2, label=label)
+        for place, name in enumerate(order):
+            face = colour if group in entering[: place + 1] else "white"
+            point = (place, report.bits_per_byte[name][group])
+            axes.plot(*point, marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=2)
+    for place, name in enumerate(order):
+        label_means(axes, place, report.bits_per_byte[name])
     axes.set_xticks(places, [f"after {name}" for name in order])
     axes.set_xlim(-0.3, len(order) - 0.7)
+    axes.margins(y=0.08)
     axes.set_ylabel("held-out bits per byte (lower is better)")
-    axes.set_title("Bits per byte by the phase a language enters in", pad=22)
-    write_subtitle(axes, "hollow: not trained on yet; band: middle half of the languages")
-    axes.legend(loc="best")
+    axes.set_title("Bits per byte, by the phase that a language enters in", pad=22)
+    write_subtitle(axes, "means; hollow: not trained on yet; band: middle half of the languages")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2)
+
+
+def label_means(axes: Axes, place: int, means: dict[str, float]) -> None:
+    """Write the means at one phase: the highest above its point, the lowest below, any others beside theirs."""
+    ranked = sorted(means.values())
+    for mean in ranked:
+        offset, align = (0, 8), {"ha": "center", "va": "bottom"}
+        if mean == ranked[0]:
+            offset, align = (0, -8), {"ha": "center", "va": "top"}
+        elif mean != ranked[-1]:
+            offset, align = (9, 0), {"ha": "left", "va": "center"}
+        axes.annotate(f"{mean:.2f}", (place, mean), offset, textcoords="offset points", fontsize=9, **align)
 
 
 def draw_improvement(axes: Axes, report: Report) -> None:
@@ -96,11 +105,11 @@ def draw_improvement(axes: Axes, report: Report) -> None:
         axes.scatter(values, heights, s=16, color=colour, marker=marker, alpha=0.45, linewidths=0.8)
         median = float(np.median(values))
         axes.plot([median, median], [place - 0.38, place + 0.38], color="black", linewidth=2)
-        label_point(axes, f"median {median:+.1%}", (median, place - 0.38), offset=3)
+        axes.text(median, place - 0.4, f"median {median:+.1%}", ha="center", va="bottom", fontsize=9)
     axes.axvline(0, color="#555555", linewidth=1)
     axes.set_yticks(range(len(groups)), [group_label(report, group).replace(" (", "\n(") for group in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("fewer bits per byte (left of 0: the language lost)")
     axes.set_title(f"What {last} did for each language", pad=22)
     axes.grid(axis="y", visible=False)
@@ -117,8 +126,11 @@ def draw_shares(axes: Axes, report: Report, phase: PhaseRecord) -> None:
         axes.scatter(rank[drawn], realised[drawn], s=20, color=colour, marker=marker, alpha=0.7, linewidths=0)
     axes.plot(rank, [phase.planned_share[language] for language in ranked], color="black", linewidth=1.3)
     axes.set(xscale="log", yscale="log")
-    axes.set_xlabel("languages, from the largest planned share down")
-    axes.set_ylabel("share of tokens (line: planned, dots: realised)")
+    axes.xaxis.set_major_formatter(lambda rank, _: f"{rank:g}")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+    axes.set_xlabel("rank of the language by planned share")
+    axes.set_ylabel("share of tokens\n(line: planned, marks: realised)")
+    axes.label_outer()
     axes.set_title(f"{phase.name}: τ = {phase.tau:g}, mask rate {phase.mask_rate:.0%}", pad=22)
     undrawn = int((realised == 0).sum())
     missing = f"; {undrawn} never drawn" if undrawn else ""

@@ -1,0 +1,231 @@
+"""Convert a checkpoint to a plain Hugging Face folder, and prove that it gives the same logits.
+
+    python -m mmbert.convert_to_hf --checkpoint runs/demo/phase3 --output runs/demo/phase3/hf --prompt "born <mask> and"
+
+The folder loads with AutoModelForMaskedLM and AutoTokenizer, without code of ours. Nothing is renamed: the checkpoint
+has transformers' names. Before the folder takes its place, transformers loads it, and its logits for fixed documents,
+one at a time, are compared with this repository's for the same documents packed; conversion.json keeps the result.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
+
+from mmbert.atomic import partial_folder, publish_folder
+from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
+from mmbert.config import ModelConfig
+from mmbert.model import MmBertForMaskedLM
+from mmbert.tokenizer import Tokenizer, load_tokenizer
+
+MAX_LOGIT_DIFFERENCE = 1e-4
+"""Measured on logits of 1 to 11: rounding makes two right fp32 implementations differ by 3e-7 to 2e-5. Mistakes (a
+wrong theta, a window one token too narrow, another norm_eps) make a base model differ by 5e-3 even untrained, by 0.1
+to 10 with larger weights. Only a tiny untrained model hides some: 9e-5 to 6e-4 at hidden size 128."""
+
+DOCUMENT_LENGTHS = (1, 63, 64, 65, 129, 300)
+"""Tokens of the compared documents: both sides of the 64 keys that a local layer sees each way, and beyond."""
+
+RECORD = "conversion.json"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself when it is a checkpoint, else the newest one of the run in it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not whole.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"--checkpoint {path}: no such folder; give a run's folder or one of its checkpoints")
+    if not (path / "state.json").is_file():
+        return newest_checkpoint(path)
+    if not is_valid(path):
+        raise ValueError(f"{path} is incomplete or changed after it was written; convert another checkpoint")
+    return path
+
+
+def huggingface_config(config: ModelConfig, tokenizer: Tokenizer) -> ModernBertConfig:
+    """The same encoder in transformers' words.
+
+    Both thetas are written out: where local_rope_theta is left to a default, local layers silently turn at another
+    speed than in training. attention_dropout is 0, as in the published models, because transformers applies it to the
+    attention probabilities too. `reference_compile` cannot be set: ModernBertConfig drops it when it is saved.
+    """
+    return ModernBertConfig(
+        architectures=["ModernBertForMaskedLM"],
+        dtype="float32",
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        max_position_embeddings=config.max_position_embeddings,
+        global_rope_theta=config.global_rope_theta,
+        local_rope_theta=config.local_rope_theta,
+        global_attn_every_n_layers=config.global_attn_every_n_layers,
+        local_attention=config.local_attention,
+        norm_eps=config.norm_eps,
+        initializer_range=config.initializer_range,
+        initializer_cutoff_factor=config.initializer_cutoff_factor,
+        attention_dropout=0.0,
+        classifier_pooling="mean",
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        cls_token_id=tokenizer.bos_token_id,
+        sep_token_id=tokenizer.eos_token_id,
+    )
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
+    """Copy the tokenizer's files, and say how much the model reads, so that `truncation=True` cuts there."""
+    for name in ("tokenizer.json", "special_tokens_map.json"):
+        (folder / name).write_bytes((tokenizer.folder / name).read_bytes())
+    settings = json.loads((tokenizer.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["model_max_length"] = model_max_length
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def fixed_documents(tokenizer: Tokenizer) -> list[Tensor]:
+    """The compared documents: ids drawn from the whole vocabulary by a fixed seed, each (its length,)."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(tokenizer.vocab_size, (sum(DOCUMENT_LENGTHS),), generator=generator)
+    return list(input_ids.split(DOCUMENT_LENGTHS))
+
+
+@torch.no_grad()
+def hf_max_logit_difference(model: MmBertForMaskedLM, folder: Path, documents: list[Tensor]) -> float:
+    """Largest absolute difference of any logit: all documents packed here, one at a time in transformers.
+
+    Args:
+        model: ours, in evaluation mode, in fp32 on the CPU.
+        folder: the converted folder.
+        documents: input_ids, each (its length,).
+
+    Returns:
+        The difference; NaN when a logit is not finite.
+    """
+    reference = AutoModelForMaskedLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    ).eval()
+    lengths = [len(document) for document in documents]
+    logits = model(torch.cat(documents), torch.tensor([0, *accumulate(lengths)]), max(lengths))  # (T, V)
+    differences = []
+    for ours, document in zip(logits.split(lengths), documents, strict=True):
+        input_ids = document.unsqueeze(0)
+        theirs = reference(input_ids, attention_mask=torch.ones_like(input_ids)).logits.squeeze(0)
+        differences.append((ours - theirs).abs().max())
+    return torch.stack(differences).max().item()
+
+
+def load_checkpoint(checkpoint: Path, tokenizer_folder: Path | None) -> tuple[MmBertForMaskedLM, Tokenizer]:
+    """The trained model, ready to be compared on any machine's CPU, and the tokenizer it was trained with.
+
+    Raises:
+        FileNotFoundError, ValueError: the tokenizer is not there, or is another one.
+    """
+    state = read_state(checkpoint)
+    try:
+        tokenizer = load_tokenizer(tokenizer_folder or Path(state["config"]["tokenizer"]))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; name the tokenizer of the run with --tokenizer") from None
+    if tokenizer.digest != state["identity"]["tokenizer.digest"]:
+        raise ValueError(f"{checkpoint} was trained with another tokenizer than {tokenizer.folder}; give --tokenizer")
+    model = MmBertForMaskedLM(replace(ModelConfig(**state["config"]["model"]), attention="cpu")).eval()
+    load_weights(checkpoint, model)
+    return model, tokenizer
+
+
+def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None) -> float:
+    """Write the Hugging Face folder `output`, whole or not at all.
+
+    Args:
+        checkpoint: folder of a checkpoint.
+        output: a new folder, or one that this program wrote, which is replaced.
+        tokenizer_folder: the run's tokenizer, where it no longer lies at the path in the checkpoint.
+
+    Returns:
+        The largest difference of a logit, see hf_max_logit_difference.
+
+    Raises:
+        FileNotFoundError, ValueError: an input is missing or unfit, `output` is something else, or the logits differ.
+    """
+    if output.exists() and not (output / RECORD).is_file():
+        raise ValueError(f"--output {output} exists and holds no {RECORD}: not written by this program; name another")
+    model, tokenizer = load_checkpoint(checkpoint, tokenizer_folder)
+    with partial_folder(output) as partial:
+        huggingface_config(model.config, tokenizer).save_pretrained(partial)
+        weights = {name: parameter.detach() for parameter, name in parameter_names(model).items()}
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        write_tokenizer(tokenizer, partial, model.config.max_position_embeddings)
+        difference = hf_max_logit_difference(model, partial, fixed_documents(tokenizer))
+        if not difference <= MAX_LOGIT_DIFFERENCE:  # NaN too
+            raise ValueError(
+                f"{checkpoint}: the converted model's logits differ by {difference:.2e}, more than "
+                f"{MAX_LOGIT_DIFFERENCE:g}; {output} was not written. Check the weights for NaN and the versions of "
+                "torch and transformers against requirements.txt"
+            )
+        record = {
+            "hf_max_logit_difference": difference,
+            "checkpoint": str(checkpoint),
+            "tokens": read_state(checkpoint)["tokens"],
+        }
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        publish_folder(partial, output)
+    return difference
+
+
+@torch.no_grad()
+def fill_mask(folder: Path, prompt: str, top_k: int) -> list[tuple[str, float]]:
+    """The likeliest tokens for the one <mask> of `prompt`, with their probabilities, likeliest first.
+
+    Raises:
+        ValueError: the prompt has no <mask>, or several.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    masked = inputs["input_ids"][0] == tokenizer.mask_token_id
+    if masked.sum() != 1:
+        raise ValueError(f"--prompt {prompt!r} has {masked.sum()} times {tokenizer.mask_token}; write it once")
+    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
+    probabilities, ids = model(**inputs).logits[0, masked].softmax(dim=-1).squeeze(0).topk(top_k)  # (top_k,) each
+    return [(tokenizer.decode(id_), float(probability)) for id_, probability in zip(ids, probabilities, strict=True)]
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line of the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmbert.convert_to_hf", description="Convert a checkpoint to a Hugging Face folder."
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run: its newest one")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write, or to replace if written by this")
+    parser.add_argument("--tokenizer", type=Path, help="the run's tokenizer, if it was moved")
+    parser.add_argument("--prompt", help="text with one <mask>: print the 5 likeliest tokens")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; a mistake of the user ends it with one line and exit code 1."""
+    options = parse_arguments(arguments)
+    try:
+        checkpoint = find_checkpoint(options.checkpoint)
+        difference = convert(checkpoint, options.output, options.tokenizer)
+        print(f"{options.output}: {checkpoint} for Hugging Face, largest difference of a logit {difference:.2e}")
+        if options.prompt is not None:
+            for token, probability in fill_mask(options.output, options.prompt, top_k=5):
+                print(f"{probability:7.2%}  {token}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
