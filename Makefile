@@ -6,11 +6,12 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# glibc gives large blocks back to the system after every step and fetches them again; kept, a CPU step takes about
-# 0.6 of the time (docs/benchmarks.md). Changes no number.
+# Two CPU settings that change no number (docs/operations.md, "Speed on a CPU"): glibc keeps large blocks instead of
+# fetching them anew every step, and OpenMP's threads sleep at a barrier instead of spinning beside other programs.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 536870912
+export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: help env demo clean-demo test check lock convert-to-hf
@@ -55,7 +56,8 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 	for phase in phase1 phase2 phase3; do \
 	  length=512; [ $$phase != phase1 ] || length=256; \
 	  $(BIN)/composer main.py yamls/demo/$$phase.yaml data.root=$(DATA)/shards-$$length $(OVERRIDES); \
-	  $(BIN)/python -m mmbert.convert_to_hf --checkpoint $(RUNS)/$$phase --output $(RUNS)/$$phase/hf; \
+	  $(BIN)/python -m mmbert.convert_to_hf --checkpoint $(RUNS)/$$phase --output $(RUNS)/$$phase/hf \
+	    --prompt "Everyone has the right to <mask>."; \
 	  $(BIN)/python -m mmbert.evaluation.bits_per_byte --model $(RUNS)/$$phase/hf --shards $(DATA)/shards-256 \
 	    --source udhr --output $(RUNS)/$$phase/bits_per_byte.json; \
 	done

@@ -65,6 +65,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("learning_rate.shape=one_minus_sqrt", "neither `warmup` nor `decay`"),
         ("max_seq_len=100000", "longer than model.max_position_embeddings"),
         ("model.num_attention_heads=7", "must be an even number"),
+        ("model.local_attention=127", "local_attention = 127 must be even"),
         ("optimizer.betas=[1]", "optimizer.betas"),
         ("global_train_batch_size=0", "must be at least 1"),
         ("name=${nowhere}", "nowhere"),

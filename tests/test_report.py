@@ -2,6 +2,7 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from mmbert.checkpoint import save_checkpoint
 from mmbert.evaluation import report as program
-from mmbert.evaluation.report_html import render_page, text_cell
+from mmbert.evaluation.report_html import render_page
 from mmbert.evaluation.report_numbers import Report, build_report, entry_phases, report_as_json
 from mmbert.evaluation.report_summary import describe_change, summarise
 from mmbert.evaluation.run_records import read_phases
@@ -193,11 +194,11 @@ def test_page_stands_alone(run_root: Path) -> None:
     assert (run_root / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_page_escapes_names(report: Report) -> None:
-    page = render_page(report, figure=b"")
-    assert "<b>" not in page
+def test_page_escapes_names_of_languages_and_phases(report: Report) -> None:
+    page = render_page(build_report([replace(phase, name=f"<i>{phase.name}") for phase in report.phases]), figure=b"")
+    assert not re.search("<b>|<i>", page)
     assert "&lt;b&gt;" in page
-    assert text_cell("<b>").value == "<b>"
+    assert "that entered in &lt;i&gt;phase1" in page
 
 
 def test_page_lists_every_language_with_its_tokens_and_bits(report: Report) -> None:

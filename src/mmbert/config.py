@@ -67,6 +67,8 @@ class ModelConfig:
                 f"hidden_size {self.hidden_size} / num_attention_heads {self.num_attention_heads} must be an even "
                 "number: rotary embeddings turn pairs of channels"
             )
+        if self.local_attention < 2 or self.local_attention % 2:
+            raise ValueError(f"local_attention = {self.local_attention} must be even: half of it lies on each side")
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,9 @@ from mmbert.config import ModelConfig
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 
-MAX_LOGIT_DIFFERENCE = 1e-4
-"""Measured on logits of 1 to 11: rounding makes two right fp32 implementations differ by 3e-7 to 2e-5. Mistakes (a
-wrong theta, a window one token too narrow, another norm_eps) make a base model differ by 5e-3 even untrained, by 0.1
-to 10 with larger weights. Only a tiny untrained model hides some: 9e-5 to 6e-4 at hidden size 128."""
+MAX_LOGIT_DIFFERENCE = 1e-9
+"""In float64, where rounding hides nothing: two right implementations differ by 3e-14 on the demo's model. A wrong
+theta, a window one token too narrow, another norm_eps or another gelu differ by 5e-7 or more, even untrained."""
 
 DOCUMENT_LENGTHS = (1, 63, 64, 65, 129, 300)
 """Tokens of the compared documents: both sides of the 64 keys that a local layer sees each way, and beyond."""
@@ -107,7 +106,7 @@ def hf_max_logit_difference(model: MmBertForMaskedLM, folder: Path, documents: l
     """Largest absolute difference of any logit: all documents packed here, one at a time in transformers.
 
     Args:
-        model: ours, in evaluation mode, in fp32 on the CPU.
+        model: ours, in evaluation mode, on the CPU; it is float64 afterwards.
         folder: the converted folder.
         documents: input_ids, each (its length,).
 
@@ -115,8 +114,9 @@ def hf_max_logit_difference(model: MmBertForMaskedLM, folder: Path, documents: l
         The difference; NaN when a logit is not finite.
     """
     reference = AutoModelForMaskedLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+        folder, dtype=torch.float64, attn_implementation="sdpa", local_files_only=True
     ).eval()
+    model.double()
     lengths = [len(document) for document in documents]
     logits = model(torch.cat(documents), torch.tensor([0, *accumulate(lengths)]), max(lengths))  # (T, V)
     differences = []

@@ -1,5 +1,6 @@
 """The figure of a report: what each phase did for the languages, and whether it saw the mixture it planned."""
 import io
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -63,12 +64,11 @@ def draw_bits_per_byte(axes: Axes, report: Report) -> None:
         per_language = np.array([[phase.bits_per_byte[name] for name in languages] for phase in report.phases])
         low, high = np.percentile(per_language, [25, 75], axis=1)  # (phases,) each
         axes.fill_between(places, low, high, color=colour, alpha=0.1, linewidth=0)
-        label = group_label(report, group)
-        axes.plot(places, [report.bits_per_byte[name][group] for name in order], color=colour, linewidth=2, label=label)
-        for place, name in enumerate(order):
-            face = colour if group in entering[: place + 1] else "white"
-            point = (place, report.bits_per_byte[name][group])
-            axes.plot(*point, marker, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=2)
+        means = [report.bits_per_byte[name][group] for name in order]
+        look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 8, "markeredgewidth": 2}
+        axes.plot(places, means, linewidth=2, label=group_label(report, group), **look)
+        entry = entering.index(group) if group in entering else len(order)
+        axes.plot(places[:entry], means[:entry], linestyle="none", markerfacecolor="white", **look)
     for place, name in enumerate(order):
         label_means(axes, place, report.bits_per_byte[name])
     axes.set_xticks(places, [f"after {name}" for name in order])
@@ -84,12 +84,12 @@ def label_means(axes: Axes, place: int, means: dict[str, float]) -> None:
     """Write the means at one phase: the highest above its point, the lowest below, any others beside theirs."""
     ranked = sorted(means.values())
     for mean in ranked:
-        offset, align = (0, 8), {"ha": "center", "va": "bottom"}
-        if mean == ranked[0]:
-            offset, align = (0, -8), {"ha": "center", "va": "top"}
-        elif mean != ranked[-1]:
-            offset, align = (9, 0), {"ha": "left", "va": "center"}
-        axes.annotate(f"{mean:.2f}", (place, mean), offset, textcoords="offset points", fontsize=9, **align)
+        offset, ha, va = (9, 0), "left", "center"
+        if mean == ranked[-1]:
+            offset, ha, va = (0, 8), "center", "bottom"
+        elif mean == ranked[0]:
+            offset, ha, va = (0, -8), "center", "top"
+        axes.annotate(f"{mean:.2f}", (place, mean), offset, textcoords="offset points", ha=ha, va=va, fontsize=9)
 
 
 def draw_improvement(axes: Axes, report: Report) -> None:
@@ -139,15 +139,15 @@ def draw_shares(axes: Axes, report: Report, phase: PhaseRecord) -> None:
 
 def draw_report(report: Report) -> bytes:
     """The figure as PNG bytes."""
-    count = len(report.phases)
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(13, 9.5), layout="constrained")
-        grid = figure.add_gridspec(2, 2 * count, height_ratios=[1.15, 1])
-        draw_bits_per_byte(figure.add_subplot(grid[0, :count]), report)
-        draw_improvement(figure.add_subplot(grid[0, count:]), report)
+        rows = figure.add_gridspec(2, 1, height_ratios=[1.2, 1])
+        above, below = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
+        draw_bits_per_byte(above.add_subplot(1, 2, 1), report)
+        draw_improvement(above.add_subplot(1, 2, 2), report)
         first: Axes | None = None
-        for place, phase in enumerate(report.phases):
-            panel = figure.add_subplot(grid[1, 2 * place : 2 * place + 2], sharex=first, sharey=first)
+        for place, phase in enumerate(report.phases, start=1):
+            panel = below.add_subplot(1, len(report.phases), place, sharex=first, sharey=first)
             draw_shares(panel, report, phase)
             first = first or panel
         stream = io.BytesIO()

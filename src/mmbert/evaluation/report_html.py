@@ -12,7 +12,8 @@ FIGURE_ALT = (
 )
 HOW_MEASURED = (
     "Bits per byte of held-out text, by reconstruction of masked tokens with the same masks after every phase; the "
-    "mean over a group's languages, each counting the same. A language belongs to the first phase whose mixture has it."
+    "mean over a group's languages, each counting the same. A language belongs to the first phase whose mixture has "
+    "it. Improvement: the share of the bits that a phase saved; negative where it lost."
 )
 HOW_SHARED = (
     "τ is the exponent of the language temperature, share ~ tokens^τ. The share deviation is the largest "
@@ -27,23 +28,24 @@ body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; color: var(
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.4rem 0 .7rem; }
 p, li { max-width: 52rem; }
-.lead, figcaption, .note { color: var(--soft); }
+.lead, .note { color: var(--soft); }
 .summary { border-left: 4px solid var(--accent); background: var(--tint); margin: 1rem 0;
   padding: .8rem 1.2rem .8rem 2.2rem; }
 .summary li { margin: .35rem 0; }
 figure { margin: 1.5rem 0; }
-img { width: 100%; height: auto; border: 1px solid var(--line); }
-.scroll { overflow-x: auto; max-height: 40rem; border: 1px solid var(--line); }
+img { display: block; width: 100%; min-width: 44rem; height: auto; }
+.scroll { overflow: auto; max-height: 60rem; border: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child, .text { text-align: left; }
+th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
 thead th { position: sticky; top: 0; background: var(--tint); }
 tbody tr:hover { background: var(--tint); }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--accent); }
-th button::after { content: " \\2195"; color: var(--soft); }
-th[aria-sort=ascending] button::after { content: " \\2191"; }
-th[aria-sort=descending] button::after { content: " \\2193"; }
+th button::after { content: "\\a0\\2195"; color: var(--soft); }
+th[aria-sort=ascending] button::after { content: "\\a0\\2191"; }
+th[aria-sort=descending] button::after { content: "\\a0\\2193"; }
 @media print { .scroll { max-height: none; overflow: visible; } th button::after { content: ""; } }
 """
 
@@ -91,10 +93,10 @@ def table(heads: list[str], rows: list[list[Cell]], sortable: bool = False) -> s
 
 
 def group_table(report: Report) -> str:
-    """Mean bits per byte of every group after every phase, with the change that the phase made."""
+    """Mean bits per byte of every group after every phase, with the improvement that the phase brought."""
     heads = ["Languages", "number"]
     for phase in report.phases:
-        heads += [f"after {phase.name}"] + (["fewer bits"] if phase.name in report.improvement else [])
+        heads += [f"after {phase.name}"] + (["improvement"] if phase.name in report.improvement else [])
     rows = []
     for group, languages in report.groups.items():
         row = [text_cell(describe_group(group)), number_cell(len(languages), ",")]
@@ -131,7 +133,7 @@ def language_table(report: Report) -> str:
     heads = ["Language", "entered in"]
     heads += [f"tokens in {phase.name}" for phase in report.phases]
     heads += [f"bits per byte after {phase.name}" for phase in report.phases]
-    heads += [f"fewer bits in {report.phases[-1].name}"]
+    heads += [f"improvement in {report.phases[-1].name}"]
     last = report.improvement_per_language[report.phases[-1].name]
     rows = [
         [
@@ -169,7 +171,7 @@ def render_page(report: Report, figure: bytes) -> str:
 <ul class="summary">
 {sentences}
 </ul>
-<figure>
+<figure class="scroll">
 <img src="data:image/png;base64,{image}" alt="{escape(FIGURE_ALT)}">
 </figure>
 <h2>Bits per byte by entry phase</h2>

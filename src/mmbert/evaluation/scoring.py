@@ -200,7 +200,8 @@ def score_languages(
     maskable = [num_maskable_tokens(heldout, tokenizer) for heldout in languages]
     nll, correct, counts = (np.zeros(len(languages)) for _ in range(3))
     documents = mask_documents(languages, tokenizer, plan)
-    with tqdm(total=sum(len(document.input_ids) for document in documents), unit="tok", unit_scale=True) as progress:
+    num_tokens = sum(len(document.input_ids) for document in documents)
+    with tqdm(total=num_tokens, unit="tok", unit_scale=True, disable=None) as progress:
         for batch in batches_of_like_length(documents, batch_tokens):
             owner = np.repeat([document.language for document in batch], [len(document.masked) for document in batch])
             batch_nll, batch_correct = score_batch(model, batch, tokenizer)
