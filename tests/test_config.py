@@ -44,7 +44,8 @@ def test_phases_of_one_seed_do_not_share_their_randomness() -> None:
 
 
 def test_a_group_is_switched_off_with_null() -> None:
-    config = load_config("yamls/demo/phase3.yaml", ["data.mixture.new_languages=null", "data.mixture.declaration.share=1"])
+    overrides = ["data.mixture.new_languages=null", "data.mixture.declaration.share=1"]
+    config = load_config("yamls/demo/phase3.yaml", overrides)
     assert list(config.data.groups()) == ["declaration"]
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert import convert_to_hf
-from mmbert.checkpoint import save_checkpoint
+from mmbert.checkpoint import save_checkpoint, sha256_of
 from mmbert.config import ModelConfig
 from mmbert.convert_to_hf import fill_mask, main
 from mmbert.model import MmBertForMaskedLM
@@ -90,7 +90,27 @@ def test_converted_model_gives_the_same_logits(save_run: Run, tmp_path: Path, th
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     record = json.loads((run / "hf" / "conversion.json").read_text())
     assert 0 < record.pop("hf_max_logit_difference") < 1e-9
-    assert record == {"checkpoint": str(run / STEP), "tokens": 4096}
+    assert record == {
+        "checkpoint": str(run / STEP),
+        "checkpoint_sha256": sha256_of(run / STEP / "manifest.json"),
+        "model_sha256": sha256_of(run / "hf" / "model.safetensors"),
+        "tokens": 4096,
+    }
+
+
+def test_what_is_converted_is_not_converted_again_unless_it_was_changed(
+    save_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(build(10_000.0, 10_000.0))
+    weights = run / "hf" / "model.safetensors"
+    convert(run, run / "hf")
+    before = (weights.read_bytes(), weights.stat().st_mtime_ns)
+    convert(run, run / "hf")
+    assert "is up to date" in capsys.readouterr().out
+    assert (weights.read_bytes(), weights.stat().st_mtime_ns) == before
+    weights.write_bytes(b"damaged")
+    convert(run, run / "hf")
+    assert weights.read_bytes() == before[0]
 
 
 def test_config_says_everything_that_inference_needs(save_run: Run, tmp_path: Path) -> None:
@@ -138,7 +158,7 @@ def test_other_logits_are_refused_and_the_older_folder_stays(
     save_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
     run = save_run(build())
-    convert(run, tmp_path / "hf")
+    convert(run / "step-0000000001", tmp_path / "hf")
     before = files_of(tmp_path / "hf")
     right_config = convert_to_hf.huggingface_config
 

@@ -48,7 +48,7 @@ def test_rounding_keeps_the_sum_and_no_number_falls_below_zero(wanted: list[floa
 
 @pytest.mark.parametrize("tau", [0.7, 0.5, 0.3])
 @pytest.mark.parametrize("streams", [532, 1833])
-def test_rows_of_every_language_stay_within_one_of_the_plan_after_any_number_of_periods(tau: float, streams: int) -> None:
+def test_rows_of_every_language_stay_within_one_of_the_plan_for_ever(tau: float, streams: int) -> None:
     tokens = power_law(streams)
     plan = plan_of(tokens, Schedule(tau), period_rows=19_200, duration=10**12)
     row_shares = plan.token_shares([tau]) / (plan.tokens / plan.rows)

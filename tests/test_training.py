@@ -103,6 +103,21 @@ def test_killed_runs_go_on_bit_for_bit(
     assert read_state(own)["tokens_per_stream"] == read_state(other)["tokens_per_stream"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_killed_runs_go_on_on_a_gpu(corpus: Corpus, tmp_path: Path) -> None:
+    """bf16, the Triton optimizer: the moments fit, so the losses go on where they were."""
+    write_yamls(tmp_path, corpus)
+    arguments = [tmp_path / "phase1.yaml", "device=gpu", "precision=amp_bf16"]
+    whole = train([*arguments, f"run_root={tmp_path}/whole"], tmp_path / "whole.jsonl")
+    assert train(arguments, tmp_path / "killed.jsonl", kill_at=9).exit_code == -9
+    killed = train(arguments, tmp_path / "killed.jsonl")
+    assert killed.exit_code == whole.exit_code == 0, killed.output
+    for one, other in zip(killed.steps[-10:], whole.steps[-10:], strict=True):
+        assert one["ids"] == other["ids"]
+        assert float.fromhex(one["loss"]) == pytest.approx(float.fromhex(other["loss"]), rel=1e-2)
+
+
 def test_a_finished_phase_is_left_alone(finished: tuple[Path, dict[str, Outcome]], tmp_path: Path) -> None:
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
@@ -206,7 +221,7 @@ def test_an_unfinished_parent_and_a_changed_recipe_are_refused(
 def test_a_broken_newest_checkpoint_is_passed_over(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
 ) -> None:
-    folder, outcomes = finished
+    _, outcomes = finished
     write_yamls(tmp_path, corpus)
     assert train([tmp_path / "phase1.yaml"], tmp_path / "steps.jsonl", kill_at=14).exit_code == -9
     newest = step_folders(tmp_path / "runs" / "phase1")[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert.atomic import partial_folder, publish_folder
-from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
+from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state, sha256_of
 from mmbert.config import ModelConfig
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer, load_tokenizer
@@ -145,6 +145,17 @@ def load_checkpoint(checkpoint: Path, tokenizer_folder: Path | None) -> tuple[Mm
     return model, tokenizer
 
 
+def is_up_to_date(checkpoint: Path, output: Path) -> bool:
+    """Whether `output` was converted from this very checkpoint, and its weights are as they were written."""
+    try:
+        record = json.loads((output / RECORD).read_text())
+        model_sha256 = sha256_of(output / "model.safetensors")
+    except (OSError, ValueError):
+        return False
+    inputs = (record.get("checkpoint_sha256"), record.get("model_sha256"))
+    return inputs == (sha256_of(checkpoint / "manifest.json"), model_sha256)
+
+
 def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None) -> float:
     """Write the Hugging Face folder `output`, whole or not at all.
 
@@ -177,6 +188,8 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
         record = {
             "hf_max_logit_difference": difference,
             "checkpoint": str(checkpoint),
+            "checkpoint_sha256": sha256_of(checkpoint / "manifest.json"),
+            "model_sha256": sha256_of(partial / "model.safetensors"),
             "tokens": read_state(checkpoint)["tokens"],
         }
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -218,8 +231,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     try:
         checkpoint = find_checkpoint(options.checkpoint)
-        difference = convert(checkpoint, options.output, options.tokenizer)
-        print(f"{options.output}: {checkpoint} for Hugging Face, largest difference of a logit {difference:.2e}")
+        if options.tokenizer is None and is_up_to_date(checkpoint, options.output):
+            print(f"{options.output} is up to date with {checkpoint}")
+        else:
+            difference = convert(checkpoint, options.output, options.tokenizer)
+            print(f"{options.output}: {checkpoint} for Hugging Face, largest difference of a logit {difference:.2e}")
         if options.prompt is not None:
             for token, probability in fill_mask(options.output, options.prompt, top_k=5):
                 print(f"{probability:7.2%}  {token}")
