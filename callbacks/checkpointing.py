@@ -6,6 +6,7 @@ from composer.utils import dist
 
 from callbacks.language_temperature import LanguageTemperature
 from mmbert.checkpoint import keep_newest, save_checkpoint
+from mmbert.mlm import MaskedLM
 from mmbert.trainer import Phase
 
 
@@ -24,8 +25,9 @@ class Checkpointing(Callback):
             return
         if dist.get_global_rank() == 0:
             step = int(state.timestamp.batch)
-            model = getattr(state.model, "module", state.model).encoder
-            save_checkpoint(self.config.run_folder, step, model, state.optimizers[0], self.describe(state))
+            model = getattr(state.model, "module", state.model)  # DDP wraps it
+            assert isinstance(model, MaskedLM)
+            save_checkpoint(self.config.run_folder, step, model.encoder, state.optimizers[0], self.describe(state))
             keep_newest(self.config.run_folder, self.config.checkpoint.keep)
         dist.barrier()
 

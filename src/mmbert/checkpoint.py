@@ -39,8 +39,9 @@ def save_checkpoint(
     target = run_folder / f"step-{step:010d}"
     names = parameter_names(model)
     moments = {
-        f"{key}.{names[parameter]}": values[key].detach().cpu().contiguous()
-        for parameter, values in optimizer.state.items()
+        f"{key}.{name}": optimizer.state[parameter][key].cpu().contiguous()
+        for parameter, name in names.items()
+        if parameter in optimizer.state  # empty before the first step
         for key in MOMENTS
     }
     weights = {name: parameter.detach().cpu().contiguous() for parameter, name in names.items()}
