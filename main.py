@@ -3,28 +3,26 @@ import logging
 import sys
 
 from callbacks import build_callbacks
+from mmbert.command import errors_in_one_line
 from mmbert.config import load_config
 from mmbert.trainer import Phase, build_trainer, is_finished
 
 
-def main(arguments: list[str]) -> str | None:
-    """Run the phase that the YAML describes; returns the error to exit with, if any."""
+def main(arguments: list[str]) -> None:
+    """Run the phase that the YAML describes, from where it stopped."""
     if not arguments:
-        return __doc__
+        sys.exit(__doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with errors_in_one_line():
         config = load_config(arguments[0], arguments[1:])
         if is_finished(config.run_folder):
             print(f"{config.name} is finished: nothing to train in {config.run_folder}")
-            return None
+            return
         phase = Phase.open(config)
         trainer = build_trainer(phase, build_callbacks(phase))
-    except (ValueError, OSError) as error:  # what a user can get wrong; anything else keeps its traceback
-        return f"error: {error}"
     trainer.fit()
     trainer.close()
-    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

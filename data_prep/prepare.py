@@ -23,11 +23,11 @@ import numpy as np
 from streaming import MDSWriter
 from tqdm import tqdm
 
-from data_prep.command import run
 from data_prep.documents import find_language_files, parse_documents, read_language_list
 from data_prep.split import DEFAULT_HELDOUT_RATE, split_documents
 from data_prep.totals import totals_table
 from mmbert.atomic import partial_folder, publish_folder
+from mmbert.command import errors_in_one_line
 from mmbert.manifest import (
     COLUMNS,
     SPLITS,
@@ -244,6 +244,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@errors_in_one_line()
 def main() -> None:
     arguments = parse_arguments()
     check_row_length(arguments.row_length)
@@ -265,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

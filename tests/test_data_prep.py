@@ -13,7 +13,6 @@ from streaming import MDSWriter
 from streaming.base.format import reader_from_json
 
 from data_prep import prepare, train_tokenizer, udhr, verify
-from data_prep.command import run
 from data_prep.documents import find_language_files, parse_documents, read_language_list
 from data_prep.npm_package import NpmPackage, read_members
 from data_prep.split import document_hash, heldout_mask, split_documents
@@ -28,7 +27,7 @@ LISTS = Path(__file__).parents[1] / "yamls" / "languages"
 def call(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: object) -> None:
     """Run a program of data_prep as from the command line."""
     monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-    run(main)
+    main()
 
 
 def tree(root: Path) -> dict[str, bytes]:

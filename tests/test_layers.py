@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"schedules", "mixture", "row_order", "masking", "packing", "atomic"},
+    {"schedules", "mixture", "row_order", "masking", "packing", "atomic", "command"},
     {"config", "typed"},
     {"model", "attention", "tokenizer", "manifest"},
     {"trainer", "mlm", "optim", "data", "checkpoint"},

@@ -9,7 +9,6 @@ one at a time, are compared with this repository's for the same documents packed
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -22,6 +21,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert.atomic import partial_folder, publish_folder
 from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state, sha256_of
+from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer, load_tokenizer
@@ -229,7 +229,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; a mistake of the user ends it with one line and exit code 1."""
     options = parse_arguments(arguments)
-    try:
+    with errors_in_one_line():
         checkpoint = find_checkpoint(options.checkpoint)
         if options.tokenizer is None and is_up_to_date(checkpoint, options.output):
             print(f"{options.output} is up to date with {checkpoint}")
@@ -239,8 +239,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.prompt is not None:
             for token, probability in fill_mask(options.output, options.prompt, top_k=5):
                 print(f"{probability:7.2%}  {token}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ and text bytes are UTF-8. Masks depend on (seed, language, document, mask number
 left as it is when it was computed from the same model, shards and parameters.
 """
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert.checkpoint import sha256_of
+from mmbert.command import errors_in_one_line
 from mmbert.evaluation.heldout import check_heldout, read_heldout
 from mmbert.evaluation.json_files import read_json, write_json
 from mmbert.evaluation.scoring import LanguageScore, MaskingPlan, score_languages
@@ -130,10 +130,8 @@ def evaluate(options: argparse.Namespace) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; a mistake of the user ends it with one line and exit code 1."""
-    try:
+    with errors_in_one_line():
         print(evaluate(parse_arguments(arguments)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

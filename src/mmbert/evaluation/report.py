@@ -6,11 +6,11 @@ Reads, of every phase, RUN_ROOT/<phase>/bits_per_byte.json, RUN_ROOT/<phase>/hf/
 newest checkpoint.
 """
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert.atomic import write_file
+from mmbert.command import errors_in_one_line
 from mmbert.evaluation.json_files import write_json
 from mmbert.evaluation.report_figure import draw_report
 from mmbert.evaluation.report_html import render_page
@@ -43,10 +43,8 @@ def write_report(options: argparse.Namespace) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; a mistake of the user ends it with one line and exit code 1."""
     options = parse_arguments(arguments)
-    try:
+    with errors_in_one_line():
         sentences = write_report(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
     print(*sentences, f"Written: {options.output / 'report.html'}, .json and .png", sep="\n")
 
 
