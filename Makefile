@@ -7,11 +7,11 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # Two CPU settings that change no number (docs/operations.md, "Speed on a CPU"): glibc keeps large blocks instead of
-# fetching them anew every step, and OpenMP's threads sleep at a barrier instead of spinning beside other programs.
+# fetching them anew every step, and OpenMP's threads soon sleep at a barrier instead of spinning beside others.
 export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 536870912
-export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: help env demo clean-demo test check lock convert-to-hf
@@ -46,6 +46,7 @@ else
 $(error TOKENIZER=$(TOKENIZER): must be own or gemma2)
 endif
 
+# One process needs no launcher: `composer main.py ...` does the same, and imports everything twice.
 demo: env  ## three phases on real text in 500 languages, converted and evaluated: minutes on two cores
 	$(BIN)/python -m data_prep.udhr --output data/demo/text
 	$(BIN)/python -m $(MAKE_TOKENIZER) --output $(DATA)/tokenizer
@@ -55,11 +56,11 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 	  --row-length 512 --output $(DATA)/shards-512
 	for phase in phase1 phase2 phase3; do \
 	  length=512; [ $$phase != phase1 ] || length=256; \
-	  $(BIN)/composer main.py yamls/demo/$$phase.yaml data.root=$(DATA)/shards-$$length $(OVERRIDES); \
+	  $(BIN)/python main.py yamls/demo/$$phase.yaml data.root=$(DATA)/shards-$$length $(OVERRIDES); \
 	  $(BIN)/python -m mmbert.convert_to_hf --checkpoint $(RUNS)/$$phase --output $(RUNS)/$$phase/hf \
 	    --prompt "Everyone has the right to <mask>."; \
 	  $(BIN)/python -m mmbert.evaluation.bits_per_byte --model $(RUNS)/$$phase/hf --shards $(DATA)/shards-256 \
-	    --source udhr --output $(RUNS)/$$phase/bits_per_byte.json; \
+	    --source udhr --num-masks 1 --output $(RUNS)/$$phase/bits_per_byte.json; \
 	done
 	$(BIN)/python -m mmbert.evaluation.report --run-root $(RUNS) --phases phase1 phase2 phase3 --output $(RUNS)
 

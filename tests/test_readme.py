@@ -1,0 +1,45 @@
+"""What README and docs name exists, and the YAML they show loads."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from mmbert.config import load_config
+
+PAGES = [Path("README.md"), Path("CHANGELOG.md"), *sorted(Path("docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_and_pictures_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_programs_and_targets_exist(page: Path) -> None:
+    text = page.read_text()
+    targets = set(re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.MULTILINE):
+        assert "".join(target) in targets, f"{page}: make {''.join(target)}"
+    for module in re.findall(r"python -m ((?:mmbert|data_prep)[\w.]*)", text):
+        assert importlib.util.find_spec(module.rstrip(".")), f"{page}: python -m {module}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_files_named_in_code_exist(page: Path) -> None:
+    for name in re.findall(r"`((?:src|yamls|tests|callbacks|data_prep|docs)/[\w./-]+\.\w+)`", page.read_text()):
+        assert Path(name).exists(), f"{page}: {name}"
+
+
+def test_the_yaml_of_the_readme_loads(tmp_path: Path) -> None:
+    example = re.search(r"```yaml\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    assert example
+    text = re.sub(r"^ {3}", "", example[1], flags=re.MULTILINE)
+    text = text.replace("[common.yaml, model/small.yaml]", "[{0}/common.yaml, {0}/model/small.yaml]")
+    (tmp_path / "mine.yaml").write_text(text.replace("{0}", str(Path("yamls").resolve())))
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.name == "mine"
+    assert config.duration == 2_000_000_000
