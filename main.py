@@ -1,4 +1,8 @@
-"""Train one phase: composer main.py yamls/phase1.yaml [key.sub=value ...]."""
+"""Train one phase: composer main.py yamls/phase1.yaml [key.sub=value ...].
+
+Exit status: 0 when the phase is finished, 85 when it was asked to stop and the same command goes on with it, 1 for an
+error that is told in one line.
+"""
 import logging
 import sys
 
@@ -6,6 +10,8 @@ from callbacks import build_callbacks
 from mmbert.command import errors_in_one_line
 from mmbert.config import load_config
 from mmbert.trainer import Phase, build_trainer, is_finished
+
+STOPPED = 85  # ERESTART: tells a scheduler to queue the same command again
 
 
 def main(arguments: list[str]) -> None:
@@ -22,6 +28,9 @@ def main(arguments: list[str]) -> None:
         trainer = build_trainer(phase, build_callbacks(phase))
     trainer.fit()
     trainer.close()
+    if trainer.state.timestamp.token < config.duration:
+        print(f"{config.name} was asked to stop and is saved; the same command goes on with it")
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

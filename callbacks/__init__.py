@@ -6,6 +6,7 @@ from callbacks.dropout_seed import DropoutSeed
 from callbacks.language_temperature import LanguageTemperature
 from callbacks.learning_rate import LearningRate
 from callbacks.mask_ratio import MaskRatio
+from callbacks.planned_stop import PlannedStop
 from callbacks.progress import Progress
 from mmbert.trainer import Phase
 
@@ -18,5 +19,6 @@ def build_callbacks(phase: Phase) -> list[Callback]:
         LearningRate(phase),
         DropoutSeed(phase),
         Progress(phase),
+        PlannedStop(),
         Checkpointing(phase),
     ]

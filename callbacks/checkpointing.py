@@ -1,4 +1,4 @@
-"""Saves a checkpoint every so many tokens and at the end of the phase."""
+"""Saves a checkpoint every so many tokens, at the end of the phase, and when the run is asked to stop."""
 from typing import Any
 
 from composer import Callback, Logger, State
@@ -17,11 +17,12 @@ class Checkpointing(Callback):
         self.phase, self.config = phase, phase.config
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save when this step crossed a multiple of the interval, or ended the phase."""
+        """Save when this step crossed a multiple of the interval, or is the last."""
         assert state.previous_timestamp is not None
+        assert state.max_duration is not None
         interval = self.config.checkpoint.interval
         before, now = int(state.previous_timestamp.token), int(state.timestamp.token)
-        if now < self.config.duration and before // interval == now // interval:
+        if state.timestamp < state.max_duration and before // interval == now // interval:
             return
         if dist.get_global_rank() == 0:
             step = int(state.timestamp.batch)

@@ -1,6 +1,7 @@
 """The real trainer: accumulation, chaining, killing and resuming, refusals; on three tiny phases."""
 import json
 import shutil
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -101,6 +102,25 @@ def test_killed_runs_go_on_bit_for_bit(
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (own / name).read_bytes() == (other / name).read_bytes()
     assert read_state(own)["tokens_per_stream"] == read_state(other)["tokens_per_stream"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
+def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_bit_for_bit(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path, number: signal.Signals
+) -> None:
+    folder, outcomes = finished
+    write_yamls(tmp_path, corpus)
+    stopped = train([tmp_path / "phase1.yaml"], tmp_path / "steps.jsonl", kill_at=7, number=number)
+    assert stopped.exit_code == 85, stopped.output
+    assert "the same command goes on with it" in stopped.output
+    last = stopped.steps[-1]["step"]
+    assert last in (7, 8)  # 8 when the signal came too late for its step
+    assert read_state(newest_checkpoint(tmp_path / "runs" / "phase1"))["step"] == last
+    outcome = train([tmp_path / "phase1.yaml"], tmp_path / "steps.jsonl")
+    assert outcome.exit_code == 0, outcome.output
+    assert outcome.steps == outcomes["phase1"].steps  # every step once
+    own, other = (newest_checkpoint(root / "runs" / "phase1") for root in (tmp_path, folder))
+    assert (own / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 @pytest.mark.gpu

@@ -90,12 +90,15 @@ class Outcome:
     steps: list[dict[str, Any]]
 
 
-def train(arguments: Sequence[str], record: Path, kill_at: int | None = None) -> Outcome:
-    """Run `main.py` on these arguments; with `kill_at`, SIGKILL it at the end of that step."""
+def train(
+    arguments: Sequence[str], record: Path, kill_at: int | None = None, number: int = signal.SIGKILL
+) -> Outcome:
+    """Run `main.py` on these arguments; with `kill_at`, send it the signal `number` at the end of that step."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     output = record.with_suffix(".log")
-    process = context.Process(target=_run, args=([str(a) for a in arguments], str(record), str(output), kill_at))
+    words = [str(argument) for argument in arguments]
+    process = context.Process(target=_run, args=(words, str(record), str(output), kill_at, number))
     process.start()
     process.join(timeout=120)
     if process.is_alive():
@@ -105,7 +108,7 @@ def train(arguments: Sequence[str], record: Path, kill_at: int | None = None) ->
     return Outcome(process.exitcode, output.read_text(), steps)
 
 
-def _run(arguments: list[str], record: str, output: str, kill_at: int | None) -> None:
+def _run(arguments: list[str], record: str, output: str, kill_at: int | None, number: int) -> None:
     """What main.py does, with one callback more, printing to the file `output`."""
     import zlib
 
@@ -140,7 +143,7 @@ def _run(arguments: list[str], record: str, output: str, kill_at: int | None) ->
             with open(record, "a") as file:
                 file.write(json.dumps(values) + "\n")
             if kill_at == int(state.timestamp.batch):
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     build = main.build_callbacks
 
