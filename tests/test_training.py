@@ -1,7 +1,10 @@
 """The real trainer: accumulation, chaining, killing and resuming, refusals; on three tiny phases."""
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -174,6 +177,25 @@ def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> N
         assert torch.stack(list(differences.values())).norm() / norm < 1e-6
         relative = {name: float(d / weights[8][name].norm().clamp_min(1e-3)) for name, d in differences.items()}
         assert max(relative.values()) < 1e-5, relative
+
+
+def test_two_ranks_train_as_one(corpus: Corpus, tmp_path: Path) -> None:
+    """Composer's launcher, gloo, no dropout: the same rows and masks, and weights within fp32 rounding."""
+    write_yamls(tmp_path, corpus)
+    own = [f"{tmp_path}/phase1.yaml", "model.attn_out_dropout=0.0", "duration=2500"]
+    alone = train([*own, f"run_root={tmp_path}/alone"], tmp_path / "alone.jsonl")
+    assert alone.exit_code == 0, alone.output
+    launcher = [str(Path(sys.executable).with_name("composer")), "-n", "2", "main.py", *own, f"run_root={tmp_path}/two"]
+    launched = subprocess.run(
+        launcher, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+    )
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    one, two = (newest_checkpoint(tmp_path / root / "phase1") for root in ("alone", "two"))
+    for key in ("tokens", "rows", "tokens_per_stream"):
+        assert read_state(one)[key] == read_state(two)[key]
+    weights, others = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    for name, weight in weights.items():
+        assert (others[name] - weight).norm() / weight.norm().clamp_min(1e-3) < 1e-5, name
 
 
 def refusals(corpus: Corpus, folder: Path) -> dict[str, tuple[list[str], list[str]]]:

@@ -156,6 +156,18 @@ class PlannedBatches(Sampler):
         return self.order.batches(self.start, self.sizes, self.rank, self.world_size)
 
 
+class RankBatches:
+    """The batches of one rank, as an iterable: a DataLoader itself Composer refuses on several ranks, for its sampler
+    is no DistributedSampler. Ours gives each rank its own part (`RowOrder.batches`).
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+
 def collate(rows: list[dict[str, Any]]) -> Batch:
     """Lay B rows end to end.
 
@@ -216,7 +228,7 @@ def build_data(config: RunConfig, data: PhaseData, start: int, rank: int, world_
         num_workers=config.data.num_workers,
     )
     return DataSpec(
-        loader,
+        RankBatches(loader),
         split_batch=split_batch,
         get_num_samples_in_batch=lambda batch: len(batch["row_tokens"]),
         get_num_tokens_in_batch=count_tokens,
