@@ -4,8 +4,8 @@ from itertools import chain, islice, pairwise
 import numpy as np
 import pytest
 
-from mmbert.mixture import Group, Plan
-from mmbert.row_order import RowOrder, name_key, walk
+from mmbert.mixture import Group, Period, Plan
+from mmbert.row_order import RowOrder, walk
 from mmbert.schedules import BatchSizes, Schedule
 
 SHARDS = np.array([5, 1, 7, 4])
@@ -67,11 +67,14 @@ def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
 
 
 def test_the_walk_of_a_language_depends_on_its_name_and_not_on_its_place_among_the_others() -> None:
-    one = order()
-    shuffled = RowOrder(one.plan, ["b", "a", "c"], one.shard_rows, one.seed)
-    period = next(one.plan.periods())
-    of_stream, rows = one.rows_of(period)
-    _, other_rows = shuffled.rows_of(period)
-    names = {name: walk(one.seed, name_key(name), SHARDS, 0, 5).tolist() for name in "ab"}
-    assert names["a"] != names["b"]
-    assert rows[of_stream == 0].tolist() != other_rows[of_stream == 0].tolist()
+    def rows_by_name(names: list[str]) -> dict[str, list[int]]:
+        """Rows of streams that all have the same shards, each giving its first five."""
+        some = order(period_rows=15)
+        again = RowOrder(some.plan, names, [SHARDS] * 3, some.seed)
+        first = np.zeros(3, dtype=np.int64)
+        of_stream, rows = again.rows_of(Period(0, 0, (0.5,), np.full(3, 1 / 3), first, first + 5))
+        return {name: sorted(rows[of_stream == i].tolist()) for i, name in enumerate(names)}
+
+    one, other = rows_by_name(["a", "b", "c"]), rows_by_name(["c", "a", "b"])
+    assert one == other
+    assert one["a"] != one["b"]
