@@ -1,35 +1,45 @@
 """Train one phase: composer main.py yamls/phase1.yaml [key.sub=value ...].
 
-Exit status: 0 when the phase is finished, 85 when it was asked to stop and the same command goes on with it, 1 for an
-error that is told in one line.
+Exit status: 0 when the phase is finished, 85 when it was asked to stop and the same command goes on with it, 86 when
+it hung and has shown where, 1 for an error that is told in one line.
 """
 import logging
+import os
+import signal
 import sys
 
-from callbacks import build_callbacks
 from mmbert.command import errors_in_one_line
-from mmbert.config import load_config
-from mmbert.trainer import Phase, build_trainer, is_finished
-
-STOPPED = 85  # ERESTART: tells a scheduler to queue the same command again
+from mmbert.processes import STOPPED, die_with_parent
+from mmbert.stop_request import StopRequest
 
 
 def main(arguments: list[str]) -> None:
     """Run the phase that the YAML describes, from where it stopped."""
     if not arguments:
         sys.exit(__doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with errors_in_one_line():
+    with StopRequest() as request, errors_in_one_line():
+        # They take seconds, in which signals must wait already.
+        from callbacks import build_callbacks
+        from mmbert.config import load_config
+        from mmbert.trainer import Phase, build_trainer, clear_up, is_finished
+
+        request.listen()
+        if "RANK" in os.environ:  # a launcher started this process; without it nobody would ever stop it
+            die_with_parent(signal.SIGTERM)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
         config = load_config(arguments[0], arguments[1:])
         if is_finished(config.run_folder):
+            if os.environ.get("RANK", "0") == "0":
+                clear_up(config)
             print(f"{config.name} is finished: nothing to train in {config.run_folder}")
             return
         phase = Phase.open(config)
-        trainer = build_trainer(phase, build_callbacks(phase))
-    trainer.fit()
-    trainer.close()
+        trainer = build_trainer(phase, build_callbacks(phase, request))
+        trainer.fit()
+        trainer.close()
     if trainer.state.timestamp.token < config.duration:
-        print(f"{config.name} was asked to stop and is saved; the same command goes on with it")
+        if phase.ranks.is_first:
+            print(f"{config.name} was asked to stop and is saved; the same command goes on with it")
         sys.exit(STOPPED)
 
 

@@ -2,9 +2,7 @@
 from typing import Any
 
 import numpy as np
-import torch
 from composer import Callback, Logger, State
-from composer.utils import dist
 
 from mmbert.mixture import Period
 from mmbert.trainer import Phase
@@ -33,13 +31,8 @@ class LanguageTemperature(Callback):
             logger.log_metrics({f"tau/{group.name}": tau})
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Add this batch's tokens, of all ranks, to its streams."""
-        counts = np.bincount(
-            state.batch["row_streams"], weights=state.batch["row_tokens"], minlength=len(self.names)
-        ).astype(np.int64)
-        total = state.device.tensor_to_device(torch.from_numpy(counts))
-        dist.all_reduce(total)
-        seen = total.cpu().numpy()
+        """Add the global batch's tokens to its streams."""
+        seen = state.batch["stream_tokens"]
         self.tokens += seen
         self.planned += self.period.token_shares * seen.sum()
 

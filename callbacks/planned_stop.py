@@ -1,36 +1,44 @@
-"""Ends a run after the current step when a person or a scheduler asks for it."""
-import signal
-from types import FrameType
+"""Ends a run after the current step when a person, a scheduler or the time limit asks for it."""
+import os
+from time import time
 
-import torch
 from composer import Callback, Logger, State
-from composer.utils import dist
 
-ASKED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from callbacks.checkpointing import Checkpointing
+from mmbert.stop_request import StopRequest
+from mmbert.trainer import Phase
+
+SLURM_MARGIN = 30.0  # seconds for what follows the last save
 
 
 class PlannedStop(Callback):
-    """SIGTERM, SIGINT or SIGUSR1, to any rank, stops all ranks after the step that they are in.
+    """A request to any rank stops all ranks after the step that they are in; `Checkpointing` then saves it.
 
-    The step is finished and saved (callbacks/checkpointing.py saves whenever the loop ends), so nothing is lost; and a
-    second signal changes nothing, for launchers pass on what the ranks have received already.
+    Slurm's time limit needs no signal: a run stops when two of its longest steps and saves would not fit any more.
     """
 
-    def __init__(self) -> None:
-        self.is_asked = False
+    def __init__(self, phase: Phase, request: StopRequest, checkpointing: Checkpointing) -> None:
+        self.request, self.ranks, self.checkpointing = request, phase.ranks, checkpointing
+        minutes = phase.config.max_minutes
+        self.own_end = time() + 60 * minutes if minutes else float("inf")
+        self.slurm_end = float(os.environ.get("SLURM_JOB_END_TIME", "inf"))
+        self.step_began = time()
+        self.longest_step = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Listen from here on: before the first step there is nothing to save."""
-        for number in ASKED_BY:
-            signal.signal(number, self.ask)
+        """From here on a step is finished and saved before the process ends."""
+        self.request.defer()
+        self.step_began = time()
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """Note the request; a handler must not do more."""
-        self.is_asked = True
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Time the step."""
+        self.step_began = time()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Let all ranks agree, so that they stop after the same step."""
-        asked = state.device.tensor_to_device(torch.tensor([int(self.is_asked)]))
-        dist.all_reduce(asked, reduce_operation="MAX")
-        if asked.item():
+        now = time()
+        self.longest_step = max(self.longest_step, now - self.step_began)
+        needed = SLURM_MARGIN + 2 * (self.longest_step + self.checkpointing.seconds)
+        is_late = now >= self.own_end or now + needed >= self.slurm_end
+        if self.ranks.any(self.request.is_asked or is_late):
             state.stop_training()

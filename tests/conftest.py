@@ -9,8 +9,37 @@ import torch
 from data_prep.prepare import Settings, prepare_all
 from data_prep.train_tokenizer import train
 from mmbert.tokenizer import save_tokenizer
+from tests.faults.reliability import FIGURES, Reliability
+from tests.training_runs import Outcome, write_yamls
+from tests.training_runs import train as train_phase
 
 torch.set_num_threads(1)  # tests run beside their own training processes
+
+PHASES = ("phase1", "phase2", "phase3")
+Finished = tuple[Path, dict[str, Outcome]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
+    parser.addoption("--kills", type=int, default=6, help="runs to kill at random points")
+    parser.addoption("--reliability", metavar="PAGE", help="write what the fault suite found")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Reliability(config.option.reliability))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.long:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: `make faults` runs it"))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> dict[str, float]:
+    """What a test counts, for docs/reliability.md: name -> number."""
+    return request.node.stash.setdefault(FIGURES, {})
 
 
 @dataclass(frozen=True)
@@ -45,3 +74,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         settings = Settings(shards[row_length], root / "tokenizer", "invented", row_length, 0.1, seed=0)
         list(prepare_all(settings, {path.stem: path for path in sorted((root / "text").iterdir())}, workers=1))
     return Corpus(root / "tokenizer", shards)
+
+
+@pytest.fixture(scope="session")
+def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The three phases, uninterrupted, dropout on: the folder and each phase's steps."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    write_yamls(folder, corpus)
+    outcomes = {}
+    for phase in PHASES:
+        outcomes[phase] = train_phase([folder / f"{phase}.yaml"], folder / f"{phase}.jsonl")
+        assert outcomes[phase].exit_code == 0, outcomes[phase].output
+    return folder, outcomes

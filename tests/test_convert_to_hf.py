@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert import convert_to_hf
@@ -49,14 +49,20 @@ def save_run(tmp_path: Path, corpus: Any) -> Run:
 
     def save(model: MmBertForMaskedLM) -> Path:
         tokenizer = load_tokenizer(corpus.tokenizer)
-        state = {
+        state: dict[str, Any] = {
+            "name": "run",
+            "rows": 8,
             "tokens": 4096,
+            "seconds": 1.0,
+            "finished": True,
+            "callbacks": {},
+            "tokens_per_stream": {},
             "config": {"model": asdict(model.config), "tokenizer": str(corpus.tokenizer)},
             "identity": {"tokenizer.digest": tokenizer.digest},
         }
         optimizer: Any = SimpleNamespace(state={}, param_groups=[])
         for step, saved in ((1, build(seed=1)), (2, model)):
-            save_checkpoint(tmp_path / "run", step, saved, optimizer, state)
+            save_checkpoint(tmp_path / "run", step, saved, optimizer, {**state, "step": step})
         return tmp_path / "run"
 
     return save
@@ -175,11 +181,16 @@ def test_other_logits_are_refused_and_the_older_folder_stays(
 
 
 def test_weights_that_are_not_numbers_are_refused(save_run: Run, tmp_path: Path) -> None:
-    model = build()
-    with torch.no_grad():
-        model.head.dense.weight[3, 3] = torch.nan
-    with pytest.raises(SystemExit, match="differ by nan"):
-        convert(save_run(model), tmp_path / "hf")
+    run = save_run(build())
+    path = run / STEP / "model.safetensors"
+    weights = load_file(path)
+    weights["head.dense.weight"][3, 3] = torch.nan
+    save_file(weights, path)
+    manifest = json.loads((run / STEP / "manifest.json").read_text())
+    manifest[path.name] = {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+    (run / STEP / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit, match=r"model.safetensors: head.dense.weight holds NaN"):
+        convert(run, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 

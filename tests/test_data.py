@@ -1,5 +1,7 @@
 """Batches: how rows are laid end to end, cut into microbatches, and read from the shards."""
+from dataclasses import replace
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -7,38 +9,39 @@ import pytest
 import torch
 
 from mmbert.config import RunConfig, load_config
-from mmbert.data import PhaseData, build_data, collate, count_tokens, read_languages, split_batch
+from mmbert.data import PhaseData, build_data, count_tokens, lay_end_to_end, read_languages, split_batch
 from mmbert.masking import IGNORE
+from mmbert.packing import Row
+from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
 from tests.conftest import Corpus
 from tests.training_runs import write_yamls
 
 
-def row(position: int, lengths: list[int]) -> dict:
-    """A row whose ids say where they stand: 1000 * position + index."""
+def row(position: int, lengths: list[int]) -> tuple[tuple[int, int, int], Row]:
+    """A place, and a row whose ids say where they stand: 1000 * position + index."""
     ids = 1000 * position + np.arange(sum(lengths))
-    return {
-        "input_ids": ids.astype(np.uint32), "lengths": np.array(lengths, dtype=np.uint16),
-        "position": position, "stream": position % 2,
-    }  # fmt: skip
+    return (position, position % 2, 7), Row(ids.astype(np.uint32), np.array(lengths, dtype=np.uint16))
 
 
-ROWS = [row(1, [3, 4]), row(2, [7]), row(3, [1, 1, 5]), row(4, [2])]
+PLACED = [row(1, [3, 4]), row(2, [7]), row(3, [1, 1, 5]), row(4, [2])]
+PLACES, ROWS = [place for place, _ in PLACED], [row for _, row in PLACED]
 
 
 def masked_batch() -> dict:
     """The four rows, every third token with a label."""
-    batch = collate(ROWS)
+    batch = lay_end_to_end(PLACES, ROWS)
+    batch |= {key: torch.from_numpy(batch[key]) for key in ("input_ids", "cu_seqlens")}
     labels = torch.full_like(batch["input_ids"], IGNORE)
     labels[::3] = batch["input_ids"][::3]
     return {**batch, "labels": labels, "num_labels": int((labels != IGNORE).sum())}
 
 
 def test_rows_lie_end_to_end_with_the_borders_of_all_documents() -> None:
-    batch = collate(ROWS)
-    assert batch["input_ids"].tolist() == [int(i) for r in ROWS for i in r["input_ids"]]
+    batch = lay_end_to_end(PLACES, ROWS)
+    assert batch["input_ids"].tolist() == [int(i) for r in ROWS for i in r.input_ids]
     assert batch["cu_seqlens"].tolist() == [0, 3, 7, 14, 15, 16, 21, 23]
-    assert batch["cu_seqlens"].dtype == torch.int32
+    assert batch["cu_seqlens"].dtype == np.int32
     assert batch["max_seqlen"] == 7
     assert batch["row_tokens"] == [7, 7, 7, 2]
     assert batch["row_documents"] == [2, 1, 3, 1]
@@ -46,8 +49,8 @@ def test_rows_lie_end_to_end_with_the_borders_of_all_documents() -> None:
 
 
 def test_ids_above_sixteen_bits_survive() -> None:
-    large = {**row(0, [2]), "input_ids": np.array([255_934, 255_999], dtype=np.uint32)}
-    assert collate([large])["input_ids"].tolist() == [255_934, 255_999]
+    large = Row(np.array([255_934, 255_999], dtype=np.uint32), np.array([2], dtype=np.uint16))
+    assert lay_end_to_end([(0, 0, 0)], [large])["input_ids"].tolist() == [255_934, 255_999]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
@@ -77,7 +80,8 @@ def config(corpus: Corpus, tmp_path: Path) -> RunConfig:
 
 def first_batches(config: RunConfig, start: int, rank: int, world_size: int, number: int) -> list[dict]:
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
-    return list(islice(build_data(config, data, start, rank, world_size).dataloader, number))
+    ranks = Ranks(rank, world_size, None)  # each thinks that it is alone: what they tell each other is not tested here
+    return list(islice(build_data(config, data, start, ranks).dataloader, number))
 
 
 def test_two_ranks_read_the_rows_that_one_rank_reads(config: RunConfig) -> None:
@@ -95,16 +99,55 @@ def test_a_resumed_loader_goes_on_at_its_row(config: RunConfig) -> None:
         assert old["input_ids"].equal(new["input_ids"])
 
 
-def test_a_shard_that_disappears_stops_the_run_instead_of_ending_the_epoch(config: RunConfig, corpus: Corpus) -> None:
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", range(9))
+def test_the_number_of_workers_changes_nothing(config: RunConfig, workers: int) -> None:
+    one, other = (
+        first_batches(replace(config, data=replace(config.data, num_workers=number)), 4, 0, 1, 12)
+        for number in (0, workers)
+    )
+    for batch, same in zip(one, other, strict=True):
+        assert batch["input_ids"].equal(same["input_ids"])
+        assert batch["cu_seqlens"].equal(same["cu_seqlens"])
+        assert batch["digest"] == same["digest"]
+
+
+def test_the_batch_says_what_the_global_batch_holds(config: RunConfig) -> None:
+    batch = first_batches(config, 0, 0, 1, 1)[0]
+    assert batch["stream_tokens"].tolist() == [
+        sum(tokens for tokens, of in zip(batch["row_tokens"], batch["row_streams"], strict=True) if of == stream)
+        for stream in (0, 1)
+    ]
+    assert batch["digest"] == int(batch["row_hashes"].sum())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_disappears_stops_the_run_instead_of_ending_the_epoch(
+    config: RunConfig, corpus: Corpus, workers: int
+) -> None:
+    config = replace(config, data=replace(config.data, num_workers=workers))
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
-    spec = build_data(config, data, 0, 0, 1)
+    spec = build_data(config, data, 0, Ranks(0, 1, None))
     shard = corpus.shards[64] / "train" / "invented" / "laa" / "shard.00000.mds"
     hidden = shard.rename(shard.with_suffix(".hidden"))
     try:
-        with pytest.raises(OSError, match=r"laa: cannot read row .* data_prep.verify"):
+        with pytest.raises(ValueError, match=r"shard.00000.mds is missing; .* data_prep.prepare") as refusal:
             list(islice(spec.dataloader, 5))
+        assert "\n" not in str(refusal.value)
     finally:
         hidden.rename(shard)
+
+
+def test_a_worker_that_is_killed_is_an_error_in_one_line(config: RunConfig) -> None:
+    config = replace(config, data=replace(config.data, num_workers=2))
+    data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
+    batches = iter(build_data(config, data, 0, Ranks(0, 1, None)).dataloader)
+    next(batches)
+    for child in active_children():
+        child.kill()
+    with pytest.raises(ValueError, match="a loader worker died") as refusal:
+        list(islice(batches, 50))
+    assert "\n" not in str(refusal.value)
 
 
 def test_language_lists_are_codes_and_files(tmp_path: Path) -> None:

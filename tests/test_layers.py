@@ -6,11 +6,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"schedules", "mixture", "row_order", "masking", "packing", "atomic", "command"},
+    {"schedules", "mixture", "row_order", "masking", "packing", "spikes"}
+    | {"atomic", "command", "processes", "stop_request", "run_lock", "watchdog"},
     {"config", "typed"},
-    {"model", "attention", "tokenizer", "manifest"},
-    {"trainer", "mlm", "optim", "data", "checkpoint"},
-    {"convert_to_hf", "recipe_table", "evaluation"},
+    {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
+    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},
+    {"convert_to_hf", "recipe_table", "evaluation", "launch"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

@@ -57,6 +57,12 @@ def write_state(run_root: Path, phase: str, finished: bool = True) -> None:
     mixture = MIXTURES[phase]
     state = {
         "name": phase,
+        "step": 1,
+        "rows": 1,
+        "seconds": 1.0,
+        "callbacks": {},
+        "config": {},
+        "identity": {},
         "tokens": sum(tokens for _, tokens in mixture.values()),
         "finished": finished,
         "languages": list(mixture),

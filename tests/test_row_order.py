@@ -4,8 +4,9 @@ from itertools import chain, islice, pairwise
 import numpy as np
 import pytest
 
+from mmbert.masking import token_hashes
 from mmbert.mixture import Group, Period, Plan
-from mmbert.row_order import RowOrder, walk
+from mmbert.row_order import RowOrder, row_hashes, walk
 from mmbert.schedules import BatchSizes, Schedule
 
 SHARDS = np.array([5, 1, 7, 4])
@@ -45,13 +46,19 @@ def test_another_seed_gives_another_order_of_the_same_rows() -> None:
     assert np.bincount([place[1] for place in one]).tolist() == np.bincount([place[1] for place in other]).tolist()
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 12])
-def test_global_batches_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
-    sizes = BatchSizes.build(final=36, start=12, warmup_rows=100)
-    alone = list(islice(order().batches(0, sizes, 0, 1), 12))
-    assert {len(batch) for batch in alone} == {12, 24, 36}
-    ranks = [list(islice(order().batches(0, sizes, rank, world_size), 12)) for rank in range(world_size)]
-    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
+@pytest.mark.parametrize("world_size", range(1, 65))
+def test_global_batches_and_their_masks_do_not_depend_on_the_number_of_ranks(world_size: int) -> None:
+    """Also where it does not divide the batch: no two ranks' parts differ by more than one row."""
+    sizes = BatchSizes.build(final=192, start=64, warmup_rows=300)
+    alone = list(islice(order().batches(0, sizes, 0, 1), 8))
+    assert {len(batch) for batch in alone} == {64, 128, 192}
+    ranks = [list(islice(order().batches(0, sizes, rank, world_size), 8)) for rank in range(world_size)]
+    for batch, parts in zip(alone, zip(*ranks, strict=True), strict=True):
+        assert list(chain(*parts)) == batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        masks = [token_hashes(3, np.array([place[0] for place in part]), [2] * len(part)) for part in parts]
+        whole = token_hashes(3, np.array([place[0] for place in batch]), [2] * len(batch))
+        assert np.array_equal(np.concatenate(masks), whole)
 
 
 def test_a_resumed_run_goes_on_with_the_same_batches() -> None:
@@ -61,9 +68,22 @@ def test_a_resumed_run_goes_on_with_the_same_batches() -> None:
     assert list(islice(order().batches(consumed, sizes, 0, 1), 7)) == batches[5:]
 
 
-def test_a_batch_that_does_not_divide_among_the_ranks_is_refused() -> None:
-    with pytest.raises(ValueError, match="does not divide among 5 ranks"):
-        next(order().batches(0, BatchSizes([0], [12]), 0, 5))
+def test_more_ranks_than_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="12 rows is too small for 13 ranks"):
+        next(order().batches(0, BatchSizes([0], [12]), 0, 13))
+
+
+def test_the_sum_of_row_hashes_names_a_set_of_rows_in_any_order() -> None:
+    places = np.array([[position, position % 7, position * 3] for position in range(1000)])
+    shuffled = places[np.random.default_rng(0).permutation(1000)]
+    assert row_hashes(*places.T).sum() == row_hashes(*shuffled.T).sum()
+    for column in range(3):  # another position, stream or row is another set
+        other = places.copy()
+        other[500, column] += 1
+        assert row_hashes(*places.T).sum() != row_hashes(*other.T).sum()
+    swapped = places.copy()
+    swapped[[3, 4], 0] = swapped[[4, 3], 0]  # two rows that change places are another set, too
+    assert row_hashes(*places.T).sum() != row_hashes(*swapped.T).sum()
 
 
 def test_the_walk_of_a_language_depends_on_its_name_and_not_on_its_place_among_the_others() -> None:

@@ -2,13 +2,23 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["composer", "streaming", "optimi", "safetensors.torch", "mmbert.trainer", "callbacks", "main"]
+from mmbert.launch import Layout, free_port
+
+Change = Callable[[], None]  # what a test does to a training process before it begins: `tests.guards`
+
+PRELOADED = [
+    "composer", "streaming", "optimi", "safetensors.torch", "mmbert.trainer", "mmbert.ledger", "callbacks", "main",
+    "tests.guards", "tests.faults.injected", "tests.faults.kill_points", "torch.testing",
+]  # fmt: skip
+WALL_SECONDS = 120.0  # a run that takes longer hangs
 
 BASE = """
 tokenizer: {tokenizer}
@@ -81,6 +91,19 @@ def write_yamls(folder: Path, corpus: Any) -> None:
         (folder / f"{name}.yaml").write_text(f"extends: [{parent}.yaml]\n" + text.format(**values))
 
 
+def prepare(folder: Path, corpus: Any, phase: str = "phase1", copied: Mapping[str, Path] | None = None) -> Path:
+    """A new folder in which a phase can be run; returns its YAML.
+
+    Args:
+        copied: name of a phase -> run folder to be copied to `folder`/runs under it: a parent, or a run to go on.
+    """
+    (folder / "runs").mkdir(parents=True)
+    write_yamls(folder, corpus)
+    for name, run_folder in (copied or {}).items():
+        shutil.copytree(run_folder, folder / "runs" / name)
+    return folder / f"{phase}.yaml"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended, what it printed, and one record a step, of all runs that wrote to the same file."""
@@ -90,40 +113,156 @@ class Outcome:
     steps: list[dict[str, Any]]
 
 
+class Run:
+    """`main.py` on some arguments, in a process that is running already."""
+
+    def __init__(
+        self,
+        arguments: Sequence[Any],
+        record: Path,
+        kill_at: int | None = None,
+        number: int = signal.SIGKILL,
+        changes: Sequence[Change] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            record: file that gets one JSON line a step; what the run prints goes to the same name with `.log`.
+            kill_at: a step; at its end the run sends itself the signal `number`.
+            changes: called in the process before the run begins; each must be picklable.
+            environment: variables to set in it.
+        """
+        self.arguments, self.record = [str(argument) for argument in arguments], record
+        self.log, self.scratch = record.with_suffix(".log"), record.with_suffix(".tmp")
+        self.log.unlink(missing_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        variables = {"TMPDIR": str(self.scratch), **(environment or {})}
+        values = (self.arguments, str(record), str(self.log), kill_at, number, tuple(changes), variables)
+        self.process = context.Process(target=_run, args=values)
+        self.process.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.is_alive()
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps that were recorded up to now; a kill may have torn the last line."""
+        if not self.record.exists():
+            return []
+        lines = self.record.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def output(self) -> str:
+        """What it has printed up to now."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait(self, limit: float = WALL_SECONDS) -> Outcome:
+        """How it ended.
+
+        Raises:
+            TimeoutError: it has not ended after `limit` seconds, and was killed.
+        """
+        self.process.join(timeout=limit)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise TimeoutError(f"{self.arguments} still runs after {limit} s:\n{self.output()}")
+        return Outcome(self.process.exitcode, self.output(), self.steps())
+
+
 def train(
-    arguments: Sequence[str], record: Path, kill_at: int | None = None, number: int = signal.SIGKILL
+    arguments: Sequence[Any],
+    record: Path,
+    kill_at: int | None = None,
+    number: int = signal.SIGKILL,
+    changes: Sequence[Change] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Run `main.py` on these arguments; with `kill_at`, send it the signal `number` at the end of that step."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    output = record.with_suffix(".log")
-    words = [str(argument) for argument in arguments]
-    process = context.Process(target=_run, args=(words, str(record), str(output), kill_at, number))
-    process.start()
-    process.join(timeout=120)
-    if process.is_alive():
-        process.kill()
-        raise TimeoutError(f"{arguments} still runs after 120 s")
-    steps = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    return Outcome(process.exitcode, output.read_text(), steps)
+    """Run `main.py` on these arguments to its end; see `Run`."""
+    return Run(arguments, record, kill_at, number, changes, environment).wait()
 
 
-def _run(arguments: list[str], record: str, output: str, kill_at: int | None, number: int) -> None:
+def start_ranks(
+    arguments: Sequence[Any],
+    record: Path,
+    num_ranks: int = 2,
+    changes: Sequence[Change] = (),
+    kill_at: Mapping[int, int] | None = None,
+    number: int = signal.SIGKILL,
+) -> list[Run]:
+    """Start `main.py` once a rank, with what a launcher tells each; none watches over them.
+
+    Args:
+        record: rank 1 writes to `x-rank1.jsonl` where this is `x.jsonl`, and so on; rank 0 to the name itself.
+        kill_at: rank -> step at whose end it gets the signal `number`.
+    """
+    layout = Layout(num_ranks, 1, 0, "127.0.0.1", free_port())
+    return [
+        Run(
+            arguments,
+            record.with_stem(f"{record.stem}-rank{rank}") if rank else record,
+            (kill_at or {}).get(rank),
+            number,
+            changes,
+            layout.environment(rank),
+        )
+        for rank in range(num_ranks)
+    ]
+
+
+def train_ranks(
+    arguments: Sequence[Any],
+    record: Path,
+    num_ranks: int = 2,
+    changes: Sequence[Change] = (),
+    kill_at: Mapping[int, int] | None = None,
+    number: int = signal.SIGKILL,
+) -> list[Outcome]:
+    """Run `main.py` on several ranks to their end; see `start_ranks`."""
+    runs = start_ranks(arguments, record, num_ranks, changes, kill_at, number)
+    try:
+        return [run.wait() for run in runs]
+    finally:
+        for run in runs:
+            run.process.kill()
+
+
+def _run(
+    arguments: list[str],
+    record: str,
+    output: str,
+    kill_at: int | None,
+    number: int,
+    changes: Sequence[Change],
+    environment: Mapping[str, str],
+) -> None:
     """What main.py does, with one callback more, printing to the file `output`."""
     import zlib
 
     import torch
     from composer import Callback, Logger, State
 
+    import callbacks
     import main
+    from tests.faults import injected
 
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    os.environ.update(environment)
+    tempfile.tempdir = None  # TMPDIR may have been read already
+    multiprocessing.set_start_method("fork", force=True)  # as in a program that was not forked from a fork server
     torch.set_num_threads(1)
 
     class Record(Callback):
         """Appends what each step saw and did."""
+
+        def batch_start(self, state: State, logger: Logger) -> None:
+            injected.now.step = int(state.timestamp.batch) + 1
 
         def batch_end(self, state: State, logger: Logger) -> None:
             batch, groups = state.batch, state.optimizers[0].param_groups
@@ -145,10 +284,12 @@ def _run(arguments: list[str], record: str, output: str, kill_at: int | None, nu
             if kill_at == int(state.timestamp.batch):
                 os.kill(os.getpid(), number)
 
-    build = main.build_callbacks
+    build = callbacks.build_callbacks
 
-    def with_record(phase: Any) -> list[Callback]:
-        return [Record(), *build(phase)]
+    def with_record(phase: Any, request: Any) -> list[Callback]:
+        return [Record(), *build(phase, request)]
 
-    main.build_callbacks = with_record
+    callbacks.build_callbacks = with_record
+    for change in changes:
+        change()
     main.main(arguments)

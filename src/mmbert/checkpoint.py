@@ -1,22 +1,24 @@
 """Checkpoints: a folder of safetensors and JSON that appears whole or not at all, and no pickle.
 
 `run_folder/step-0000000123/` holds `model.safetensors` (Hugging Face's names), `optimizer.safetensors` (the moments
-by parameter name), `state.json` (clock, configuration, data) and `manifest.json` (sha256 of the three). A folder
-without a manifest that fits is no checkpoint; the newest that fits wins.
+by parameter name), `state.json` (clock, configuration, data) and `manifest.json` (sha256 and bytes of the three). A
+folder without a manifest that fits is no checkpoint; the newest that fits wins. With a file `pinned` in it, it stays.
 """
 import hashlib
 import json
 import logging
-import shutil
+import os
+import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmbert.atomic import partial_folder, publish_folder
+from mmbert.atomic import fsync, partial_folder, publish_folder, remove, remove_leftovers, restore_folders
+from mmbert.checkpoint_files import not_finite, plain_size, read_json, read_state, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -31,27 +33,31 @@ def save_checkpoint(
 
     Args:
         model: its parameters are saved under their own names; tied weights once.
-        state: JSON values.
+        state: JSON values, all that `checkpoint_files.STATE` names but optimizer_steps.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are untouched.
+        ValueError: a weight or a moment is not finite; nothing is written.
     """
     target = run_folder / f"step-{step:010d}"
-    names = parameter_names(model)
-    moments = {
-        f"{key}.{name}": optimizer.state[parameter][key].cpu().contiguous()
-        for parameter, name in names.items()
-        if parameter in optimizer.state  # empty before the first step
-        for key in MOMENTS
-    }
-    weights = {name: parameter.detach().cpu().contiguous() for parameter, name in names.items()}
-    steps = {str(i): int(group["step"]) for i, group in enumerate(optimizer.param_groups)}
+    weights = {name: parameter.detach() for parameter, name in parameter_names(model).items()}
+    moments = moments_of(model, optimizer)
+    if (bad := not_finite(weights) or not_finite(moments)) is not None:
+        raise ValueError(
+            f"{target} is not written: {bad} holds NaN or infinity; the same command goes on from the checkpoint "
+            "before, and if that ends here again, lower optimizer.lr"
+        )
+    steps = {str(i): int(group["step"]) if "step" in group else 0 for i, group in enumerate(optimizer.param_groups)}
     with partial_folder(target) as partial:
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        save_file(moments, partial / "optimizer.safetensors")
+        write_tensors(partial / "model.safetensors", weights)
+        write_tensors(partial / "optimizer.safetensors", moments)
         (partial / "state.json").write_text(json.dumps({**state, "optimizer_steps": steps}, indent=1))
-        hashes = {name: sha256_of(partial / name) for name in FILES}
-        (partial / "manifest.json").write_text(json.dumps(hashes, indent=1))
+        written = read_state(partial)  # what could not be read back is not published
+        assert written["step"] == step
+        manifest = {name: {"sha256": sha256_of(partial / name), "bytes": plain_size(partial / name)} for name in FILES}
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        if (target / "pinned").exists():
+            (partial / "pinned").touch()
         publish_folder(partial, target)
     return target
 
@@ -64,24 +70,79 @@ def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
     return names
 
 
+def moments_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Both moments of every parameter, by name; zeros where the optimizer has made no step yet."""
+    return {
+        f"{key}.{name}": optimizer.state[parameter][key]
+        if parameter in optimizer.state
+        else torch.zeros_like(parameter, requires_grad=False)
+        for parameter, name in parameter_names(model).items()
+        for key in MOMENTS
+    }
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Bytes of a checkpoint's tensors, weights and two moments; headers and state.json add about a megabyte."""
+    return (1 + len(MOMENTS)) * sum(parameter.nbytes for parameter in parameter_names(model))
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_valid(checkpoint: Path) -> bool:
-    """Whether every file is there with the sha256 that the manifest gives."""
+def why_invalid(checkpoint: Path) -> str:
+    """What keeps a folder from being a checkpoint, in words, or "" when all files are as they were written."""
     try:
-        hashes = json.loads((checkpoint / "manifest.json").read_text())
-        return set(hashes) == set(FILES) and all(sha256_of(checkpoint / name) == hashes[name] for name in FILES)
-    except (OSError, ValueError, TypeError):
-        return False
+        manifest = read_json(checkpoint / "manifest.json")
+        if set(manifest) != set(FILES) or any(
+            not isinstance(entry, dict) or set(entry) != {"sha256", "bytes"} for entry in manifest.values()
+        ):
+            return f"{checkpoint / 'manifest.json'} does not give sha256 and bytes of {', '.join(FILES)}"
+        for name in FILES:
+            if (size := plain_size(checkpoint / name)) != (written := manifest[name]["bytes"]):
+                return f"{checkpoint / name} holds {size} bytes, but {reprlib.repr(written)} were written"
+        for name in FILES:
+            if sha256_of(checkpoint / name) != manifest[name]["sha256"]:
+                return f"{checkpoint / name} was changed after it was written: its sha256 does not fit"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def is_valid(checkpoint: Path) -> bool:
+    """Whether every file is a plain one with the size and the sha256 that the manifest gives."""
+    return not why_invalid(checkpoint)
 
 
 def step_folders(run_folder: Path) -> list[Path]:
-    """Folders named as checkpoints, newest first."""
-    return sorted(run_folder.glob("step-??????????"), reverse=True)
+    """What is named as a checkpoint, newest first; broken ones too, so that no run with any starts anew."""
+    return sorted((path for path in run_folder.glob("step-*") if is_step(path.name)), reverse=True)
+
+
+def is_step(name: str) -> bool:
+    """Whether `name` is that of a checkpoint."""
+    return re.fullmatch(r"step-[0-9]{10}", name) is not None
+
+
+def find_newest(run_folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest valid checkpoint, if there is any, and the broken ones that are newer: folder -> what is wrong.
+
+    Raises:
+        ValueError: there are some, all broken.
+    """
+    broken: dict[Path, str] = {}
+    for folder in step_folders(run_folder):
+        if not (reason := why_invalid(folder)):
+            return folder, broken
+        broken[folder] = reason
+    if broken:
+        raise ValueError(
+            f"{run_folder}: none of its {len(broken)} checkpoints is whole ({next(iter(broken.values()))}); "
+            "move it away to start anew"
+        )
+    return None, broken
 
 
 def newest_checkpoint(run_folder: Path) -> Path:
@@ -91,44 +152,98 @@ def newest_checkpoint(run_folder: Path) -> Path:
         FileNotFoundError: the run has no checkpoint.
         ValueError: it has some, all broken.
     """
+    newest, broken = find_newest(run_folder)
+    for folder, reason in broken.items():
+        log.warning("passing over %s: %s", folder, reason)
+    if newest is None:
+        raise FileNotFoundError(f"{run_folder} holds no checkpoint; train that phase first")
+    return newest
+
+
+def tidy(run_folder: Path) -> Path | None:
+    """Make a run's folder ready to go on: nobody else may use it meanwhile.
+
+    What kills left unfinished goes, what they left moved aside comes back, and broken checkpoints that are newer than
+    the newest whole one are renamed to broken-step-…, so that they are never counted as kept.
+
+    Returns:
+        The newest whole checkpoint; None when the run has none yet.
+
+    Raises:
+        ValueError: all checkpoints are broken; none is renamed.
+    """
+    restore_folders(run_folder, "step-*")
+    newest, broken = find_newest(run_folder)
+    for folder, reason in broken.items():
+        set_aside(folder, reason)
+    remove_leftovers(run_folder, "step-*")
+    return newest
+
+
+def set_aside(folder: Path, reason: str) -> None:
+    """Rename a broken checkpoint to a free name that no reader takes for one."""
+    target, number = folder.with_name(f"broken-{folder.name}"), 1
+    while os.path.lexists(target):
+        number += 1
+        target = folder.with_name(f"broken-{folder.name}-{number}")
+    folder.rename(target)
+    fsync(target.parent)
+    log.warning("%s is broken and now called %s: %s", folder, target.name, reason)
+
+
+def prune(run_folder: Path, keep: int, keep_every: int | None = None) -> None:
+    """Remove the checkpoints that need not stay, judged from the folder alone, so that restarts leave none behind.
+
+    What stays: the newest `keep`, the pinned ones, and the first at or after each multiple of `keep_every` tokens.
+
+    Raises:
+        ValueError: `keep` or `keep_every` is below 1.
+    """
+    if keep < 1 or (keep_every is not None and keep_every < 1):
+        raise ValueError(f"checkpoint.keep = {keep} and checkpoint.keep_every = {keep_every} must be at least 1")
+    lasting = milestones(run_folder, keep_every) if keep_every is not None else set()
     folders = step_folders(run_folder)
+    whole = [folder for folder in folders if (folder / "manifest.json").exists()]  # else half removed when a kill came
     for folder in folders:
-        if is_valid(folder):
-            return folder
-        log.warning("passing over %s: incomplete or changed after it was written", folder)
-    if folders:
-        raise ValueError(f"{run_folder}: none of its {len(folders)} checkpoints is whole; move it away to start anew")
-    raise FileNotFoundError(f"{run_folder} holds no checkpoint; train that phase first")
+        if whole and folder < whole[0] and folder not in {*whole[:keep], *lasting} and not is_pinned(folder):
+            if folder.is_dir() and not folder.is_symlink():
+                (folder / "manifest.json").unlink(missing_ok=True)  # no checkpoint from here on, wherever a kill falls
+            remove(folder)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's state.json."""
-    return json.loads((checkpoint / "state.json").read_text())
+def is_pinned(folder: Path) -> bool:
+    """Whether somebody asked for this checkpoint to stay: `touch runs/x/phase1/step-0000000123/pinned`."""
+    return (folder / "pinned").exists()
 
 
-def keep_newest(run_folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, counted from the folder, so that restarts leave none behind."""
-    for folder in step_folders(run_folder)[keep:]:
-        (folder / "manifest.json").unlink(missing_ok=True)  # from here on it is no checkpoint, wherever a kill falls
-        shutil.rmtree(folder)
+def milestones(run_folder: Path, keep_every: int) -> set[Path]:
+    """The first checkpoint at or after each multiple of `keep_every` tokens; 0 is none.
+
+    The first of all that were ever saved is the first of those that are there, since none before it was kept as one.
+    """
+    firsts, before = set(), 0
+    for folder in reversed(step_folders(run_folder)):
+        if not (folder / "manifest.json").exists():
+            continue
+        try:
+            tokens = read_state(folder)["tokens"]
+        except (FileNotFoundError, ValueError) as error:
+            set_aside(folder, str(error))
+            continue
+        if tokens // keep_every > before // keep_every:
+            firsts.add(folder)
+        before = tokens
+    return firsts
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Copy the saved weights into `model`.
 
     Raises:
-        ValueError: names or shapes differ.
+        FileNotFoundError, ValueError: see `read_tensors`; the model is as it was.
     """
-    saved = load_file(checkpoint / "model.safetensors")
     names = parameter_names(model)
-    wanted = {name: tuple(parameter.shape) for parameter, name in names.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in saved.items()}
-    if wanted != found:
-        name = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
-        raise ValueError(
-            f"{checkpoint} does not fit the model: {name} is {found.get(name, 'missing')} there and "
-            f"{wanted.get(name, 'missing')} here; give the model section the checkpoint's numbers"
-        )
+    saved = read_tensors(checkpoint / "model.safetensors", {name: parameter for parameter, name in names.items()})
     with torch.no_grad():
         for parameter, name in names.items():
             parameter.copy_(saved[name])
@@ -137,22 +252,39 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 def load_moments(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Give the optimizer the saved moments and step counts, and none of the saved hyper-parameters.
 
-    The optimizer makes its own state by a step of length zero (no gradient, learning rate 0), whatever kernel it
-    runs; then the moments are filled in.
+    Raises:
+        FileNotFoundError, ValueError: see `read_tensors` and `read_state`; model and optimizer are as they were.
     """
-    saved: dict[str, Tensor] = load_file(checkpoint / "optimizer.safetensors")
-    steps = read_state(checkpoint)["optimizer_steps"]
-    rates = [group["lr"] for group in optimizer.param_groups]
     names = parameter_names(model)
-    for parameter in names:
+    wanted: dict[str, Tensor] = {f"{key}.{name}": parameter for parameter, name in names.items() for key in MOMENTS}
+    saved = read_tensors(checkpoint / "optimizer.safetensors", wanted)
+    steps = read_state(checkpoint)["optimizer_steps"]
+    if set(steps) != {str(i) for i in range(len(optimizer.param_groups))}:
+        raise ValueError(
+            f"{checkpoint / 'state.json'}: optimizer_steps has {len(steps)} keys, must have one for each of the "
+            f"optimizer's {len(optimizer.param_groups)} groups, 0 first; take another checkpoint"
+        )
+    if any(parameter not in optimizer.state for parameter in names):
+        make_state(optimizer, names)
+    for i, group in enumerate(optimizer.param_groups):
+        group["step"].fill_(steps[str(i)])
+    for parameter, name in names.items():
+        for key in MOMENTS:
+            optimizer.state[parameter][key].copy_(saved[f"{key}.{name}"])
+
+
+def make_state(optimizer: Optimizer, parameters: dict[nn.Parameter, str]) -> None:
+    """Let the optimizer make its own state, whatever kernel it runs, by a step of length zero.
+
+    Never on an optimizer that has stepped: 0 times a moment that is NaN is NaN.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     optimizer.step()
-    for group, rate, step in zip(optimizer.param_groups, rates, steps.values(), strict=True):
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-        group["step"].fill_(step)
-    for parameter, name in names.items():
+    for parameter in parameters:
         parameter.grad = None
-        for key in MOMENTS:
-            optimizer.state[parameter][key].copy_(saved[f"{key}.{name}"])

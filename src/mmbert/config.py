@@ -144,10 +144,38 @@ class LearningRateConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every `interval` tokens and at the end; the newest `keep` stay."""
+    """A checkpoint every `interval` tokens and at the end.
+
+    Attributes:
+        keep: the newest ones that stay.
+        keep_every: the first one after every so many tokens stays too.
+        give_up_minutes: how long training goes on when none can be written, because the disk is full, say.
+    """
 
     interval: Tokens
     keep: int = 2
+    keep_every: Tokens | None = None
+    give_up_minutes: float = 20.0
+
+
+@dataclass(frozen=True)
+class SpikesConfig:
+    """A loss that stays high sends the run back to its last checkpoint from before, past the rows that were read since.
+
+    Attributes:
+        sigma: a step is high when its loss exceeds the mean of the last calm steps by so many standard deviations.
+        window: how many calm steps that are.
+        patience: how many high steps in a row make a spike.
+    """
+
+    sigma: float
+    window: int
+    patience: int
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0 or self.window < 2 or self.patience < 1:
+            raise ValueError(f"sigma = {self.sigma}, window = {self.window} and patience = {self.patience} must be "
+                             "above 0, at least 2 and at least 1")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,6 +197,8 @@ class RunConfig:
         duration: tokens the phase trains on.
         global_train_batch_size: rows of one optimizer step, over all ranks.
         device_train_microbatch_size: rows that one device computes at a time; changes memory, not the result.
+        max_minutes: after so long the run stops as if it were asked to; Slurm's own limit it knows by itself.
+        hang_minutes: after so long without a finished step a rank shows what it hangs in, and ends.
     """
 
     name: str
@@ -189,10 +219,14 @@ class RunConfig:
     precision: Literal["fp32", "amp_bf16"] = "amp_bf16"
     device: Literal["auto", "cpu", "gpu"] = "auto"
     batch_size_warmup: BatchWarmupConfig | None = None
+    spikes: SpikesConfig | None = None
+    max_minutes: float | None = None
+    hang_minutes: float = 30.0
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         check_run(self)
+        check_limits(self)
 
     @property
     def run_folder(self) -> Path:
@@ -233,9 +267,37 @@ def check_run(config: RunConfig) -> None:
     lasting = config.learning_rate.warmup + config.learning_rate.decay
     if lasting > config.duration:
         raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {config.duration}")
+    if "://" in config.data.root:
+        raise ValueError(
+            f"data.root = {config.data.root} is no folder: rows are read from local or mounted disks; copy them there "
+            "first, with the store's own tool"
+        )
+
+
+def check_limits(config: RunConfig) -> None:
+    """Refuse numbers that are none.
+
+    Raises:
+        ValueError: names the key, the value and the remedy.
+    """
     for key in ("duration", "max_seq_len", "global_train_batch_size", "device_train_microbatch_size"):
         if getattr(config, key) < 1:
             raise ValueError(f"{key} = {getattr(config, key)} must be at least 1")
+    positive = {
+        "checkpoint.interval": config.checkpoint.interval,
+        "checkpoint.keep": config.checkpoint.keep,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
+        "max_minutes": config.max_minutes,
+        "hang_minutes": config.hang_minutes,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"{key} = {value} must be above 0")
+    if config.checkpoint.give_up_minutes >= config.hang_minutes:
+        raise ValueError(
+            f"checkpoint.give_up_minutes = {config.checkpoint.give_up_minutes} must be below hang_minutes = "
+            f"{config.hang_minutes}: a finished run that waits for disk space is not one that hangs"
+        )
 
 
 def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> Any:

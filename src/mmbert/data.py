@@ -1,8 +1,9 @@
-"""From per-language shards to batches: one `Stream` per language, one fixed order, flat packed batches.
+"""From per-language shards to batches: one stream per language, one fixed order, flat packed batches.
 
 A batch is one flat stream of T tokens with `cu_seqlens`, as FlashAttention takes it: no padding between documents.
 B rows, N documents.
 """
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from composer.core import DataSpec
-from streaming import Stream, StreamingDataset
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmbert.config import RunConfig
 from mmbert.manifest import Manifest, check_stream, stream_folder
 from mmbert.masking import IGNORE
 from mmbert.mixture import Group, Plan
-from mmbert.row_order import RowOrder
+from mmbert.packing import Row
+from mmbert.processes import die_with_parent
+from mmbert.ranks import Ranks
+from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
+from mmbert.shards import LanguageShards
+from mmbert.stop_request import ASKED_BY
 from mmbert.tokenizer import Tokenizer
+from mmbert.watchdog import dump_on_request
 
 Batch = dict[str, Any]
 Place = tuple[int, int, int]  # position in the phase, stream, row in the stream
@@ -116,76 +122,100 @@ def batch_sizes(config: RunConfig) -> BatchSizes:
     return BatchSizes.build(final, warmup.start, warmup.tokens // config.max_seq_len)
 
 
-class LanguageShards(StreamingDataset):
-    """The shards of every language of a phase, read by row number.
-
-    Only storage: Streaming finds, decompresses and reads the shards, while their order is `RowOrder`'s. Streaming's
-    own order is not exact enough at 1,833 streams, and its iterator ends an epoch early when a shard cannot be read;
-    a look-up raises (docs/architecture.md).
-    """
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        super().__init__(streams=[Stream(local=str(folder)) for folder in folders], batch_size=1, shuffle=False)
-        self.first_row = np.cumsum(self.samples_per_stream) - self.samples_per_stream
-
-
 class PackedRows(Dataset):
-    """Rows by their place in the phase."""
+    """Batches of rows by their places in the phase.
+
+    Loader workers hand on NumPy arrays, which go through a pipe; tensors would need /dev/shm. An error is handed on
+    like a batch: raised in a worker, it would arrive as a page of traceback.
+    """
 
     def __init__(self, shards: LanguageShards) -> None:
         self.shards = shards
 
-    def __getitem__(self, place: Place) -> dict[str, Any]:
-        position, stream, row = place
+    def __getitems__(self, places: list[Place]) -> Batch | Exception:
         try:
-            sample = self.shards[int(self.shards.first_row[stream]) + row]
-        except Exception as error:  # Streaming's many errors, few of which name the file
-            folder = self.shards.streams[stream].local
-            raise OSError(f"{folder}: cannot read row {row} ({error}); run `python -m data_prep.verify`") from error
-        return {**sample, "position": position, "stream": stream}
+            return lay_end_to_end(places, [self.shards.row(stream, row) for _, stream, row in places])
+        except (ValueError, OSError) as error:
+            return error
+
+
+def lay_end_to_end(places: Sequence[Place], rows: Sequence[Row]) -> Batch:
+    """One batch of B rows.
+
+    Returns:
+        input_ids (T,) int64; cu_seqlens (N + 1,) int32; max_seqlen int; and per row, (B,): row_tokens and
+        row_documents as ints, row_positions, row_streams and row_hashes as arrays.
+    """
+    lengths = [row.lengths.astype(np.int64) for row in rows]
+    documents = np.concatenate(lengths)
+    positions, streams, numbers = np.array(places, dtype=np.int64).T
+    return {
+        "input_ids": np.concatenate([row.input_ids for row in rows]).astype(np.int64),
+        "cu_seqlens": np.concatenate([[0], np.cumsum(documents)]).astype(np.int32),
+        "max_seqlen": int(documents.max()),
+        "row_tokens": [int(row.sum()) for row in lengths],
+        "row_documents": [len(row) for row in lengths],
+        "row_positions": positions,
+        "row_streams": streams,
+        "row_hashes": row_hashes(positions, streams, numbers),
+    }
 
 
 class PlannedBatches(Sampler):
     """This rank's places of every batch, from a position of the phase on; without end."""
 
-    def __init__(self, order: RowOrder, sizes: BatchSizes, start: int, rank: int, world_size: int) -> None:
-        self.order, self.sizes, self.start = order, sizes, start
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, order: RowOrder, sizes: BatchSizes, start: int, ranks: Ranks) -> None:
+        self.order, self.sizes, self.start, self.ranks = order, sizes, start, ranks
 
     def __iter__(self) -> Iterator[list[Place]]:
-        return self.order.batches(self.start, self.sizes, self.rank, self.world_size)
+        return self.order.batches(self.start, self.sizes, self.ranks.rank, self.ranks.world_size)
 
 
 class RankBatches:
-    """The batches of one rank, as an iterable: a DataLoader itself Composer refuses on several ranks, for its sampler
-    is no DistributedSampler. Ours gives each rank its own part (`RowOrder.batches`).
+    """The batches of one rank; before one is handed out, all ranks have theirs and know what is in the global batch.
+
+    So a rank that cannot read its rows stops them all with its reason, and none waits for it in a collective. An
+    iterable and no DataLoader, which Composer refuses on several ranks because its sampler is no DistributedSampler.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
+    def __init__(self, loader: DataLoader, ranks: Ranks, num_streams: int) -> None:
+        self.loader, self.ranks, self.num_streams = loader, ranks, num_streams
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+        batches = iter(self.loader)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise wherever the main thread is
+        while True:
+            batch = self.agree(self.fetch(batches))
+            yield {
+                **batch,
+                "input_ids": torch.from_numpy(batch["input_ids"]),
+                "cu_seqlens": torch.from_numpy(batch["cu_seqlens"]),
+            }
 
+    def fetch(self, batches: Iterator[Batch | Exception]) -> Batch | Exception:
+        """The next batch, or why there is none."""
+        try:
+            return next(batches)
+        except RuntimeError as error:  # torch's word for a worker that was killed
+            return OSError(f"a loader worker died ({error}); out of memory? lower data.num_workers, and start again")
 
-def collate(rows: list[dict[str, Any]]) -> Batch:
-    """Lay B rows end to end.
+    def agree(self, batch: Batch | Exception) -> Batch:
+        """Add what all ranks' parts hold together: stream_tokens (S,) and digest, the sum of all row hashes.
 
-    Returns:
-        input_ids (T,) int64; cu_seqlens (N + 1,) int32; max_seqlen int; and per row, (B,): row_tokens and
-        row_documents as ints, row_positions and row_streams as arrays.
-    """
-    lengths = [row["lengths"].astype(np.int64) for row in rows]
-    documents = np.concatenate(lengths)
-    return {
-        "input_ids": torch.from_numpy(np.concatenate([row["input_ids"] for row in rows]).astype(np.int64)),
-        "cu_seqlens": torch.from_numpy(np.concatenate([[0], np.cumsum(documents)]).astype(np.int32)),
-        "max_seqlen": int(documents.max()),
-        "row_tokens": [int(row.sum()) for row in lengths],
-        "row_documents": [len(row) for row in lengths],
-        "row_positions": np.array([row["position"] for row in rows], dtype=np.int64),
-        "row_streams": np.array([row["stream"] for row in rows], dtype=np.int64),
-    }
+        Raises:
+            ValueError: on every rank, when any of them has no batch.
+        """
+        told = np.zeros(2 + self.num_streams, dtype=np.int64)
+        if isinstance(batch, Exception):
+            told[0] = 1
+        else:
+            told[1] = batch["row_hashes"].sum().astype(np.int64)
+            np.add.at(told[2:], batch["row_streams"], batch["row_tokens"])
+        failed, digest, *_ = total = self.ranks.sum(told)
+        if failed:
+            self.ranks.raise_together(batch if isinstance(batch, Exception) else None)
+        assert not isinstance(batch, Exception)
+        return {**batch, "stream_tokens": total[2:], "digest": int(digest.astype(np.uint64))}
 
 
 def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
@@ -219,16 +249,30 @@ def count_tokens(batch: Batch) -> dict[str, int]:
     return {"total": len(batch["input_ids"]), "loss_generating": batch.get("num_labels", 0)}
 
 
-def build_data(config: RunConfig, data: PhaseData, start: int, rank: int, world_size: int) -> DataSpec:
+def start_worker(number: int) -> None:
+    """What a loader worker does first: signals are its parent's business, and it ends when its parent does."""
+    for asked in ASKED_BY:  # a terminal and Slurm send them to every process of a job
+        signal.signal(asked, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)
+    dump_on_request()
+
+
+def as_it_is(batch: Any) -> Any:
+    """`PackedRows` has laid the rows out already."""
+    return batch
+
+
+def build_data(config: RunConfig, data: PhaseData, start: int, ranks: Ranks) -> DataSpec:
     """The training batches of this rank from row `start` of the phase on, as Composer takes them."""
     loader = DataLoader(
-        PackedRows(LanguageShards(data.folders)),
-        batch_sampler=PlannedBatches(data.row_order(config), batch_sizes(config), start, rank, world_size),
-        collate_fn=collate,
+        PackedRows(LanguageShards(data.folders, data.manifests)),
+        batch_sampler=PlannedBatches(data.row_order(config), batch_sizes(config), start, ranks),
+        collate_fn=as_it_is,
         num_workers=config.data.num_workers,
+        worker_init_fn=start_worker,
     )
     return DataSpec(
-        RankBatches(loader),
+        RankBatches(loader, ranks, len(data.names)),
         split_batch=split_batch,
         get_num_samples_in_batch=lambda batch: len(batch["row_tokens"]),
         get_num_tokens_in_batch=count_tokens,

@@ -158,6 +158,27 @@ def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_siz
     return manifest
 
 
+def check_shard(folder: Path, name: str, record: ShardRecord) -> None:
+    """Read one shard file whole: its sha256, and the row count that its own header states.
+
+    Streaming believes index.json and never looks at the count in the shard itself.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is not the file that was written.
+    """
+    _check_shard_file(folder, name, record)
+    path = folder / name
+    with path.open("rb") as file:
+        rows = int.from_bytes(file.read(4), "little")
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != record.sha256:
+        raise ValueError(f"{path} was changed after it was written: its sha256 does not fit; {REMEDY}")
+    if rows != record.rows:
+        raise ValueError(f"{path} holds {rows} rows, not {record.rows}; {REMEDY}")
+
+
 def _check_index(folder: Path, manifest: Manifest) -> None:
     """index.json is the one that was written, and names these shards, columns and row counts and no others."""
     path = folder / "index.json"

@@ -1,11 +1,31 @@
 """StableAdamW as mmBERT uses it: fully decoupled weight decay, none on biases and norms."""
+from collections.abc import Callable
 from typing import Any
 
-from optimi import StableAdamW
-from torch import nn
+import optimi
+from torch import Tensor, nn
 
 from mmbert.config import LearningRateConfig, OptimizerConfig
 from mmbert.schedules import one_minus_sqrt, warmup_stable_decay
+
+
+class StableAdamW(optimi.StableAdamW):
+    """torch-optimi's, whose next step can be called off: neither weights, moments nor the step count change."""
+
+    is_called_off = False
+
+    def call_off(self) -> None:
+        """Skip the next step."""
+        self.is_called_off = True
+
+    def step(self, closure: Callable | None = None, param: Tensor | None = None) -> Tensor | None:
+        """Update the weights, unless called off; in Composer the gradients come, and call off, in `closure`."""
+        loss = closure() if closure else None
+        if self.is_called_off:
+            self.is_called_off = False
+        else:
+            super().step(param=param)
+        return loss
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from mmbert.masking import GOLDEN, UInt64, mix
 from mmbert.mixture import Integers, Period, Plan
 from mmbert.schedules import BatchSizes
 
@@ -52,6 +53,20 @@ def walk(seed: int, key: int, shard_rows: Integers, first: int, last: int) -> In
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
+def row_hashes(positions: Integers, streams: Integers, rows: Integers) -> UInt64:
+    """(B,) one hash for each row and the place where it stood. Their sum modulo 2^64 names a set of rows in any order.
+
+    Args:
+        positions: (B,) position of each row in the phase.
+        streams, rows: (B,) its stream, and its number in the stream.
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+        state = mix(positions.astype(np.uint64) + GOLDEN)
+        for numbers in (streams, rows):
+            state = mix(state + numbers.astype(np.uint64) * GOLDEN + GOLDEN)
+    return state
+
+
 @dataclass(frozen=True)
 class RowOrder:
     """The order of a whole phase.
@@ -92,18 +107,19 @@ class RowOrder:
     def batches(
         self, position: int, sizes: BatchSizes, rank: int, world_size: int
     ) -> Iterator[list[tuple[int, int, int]]]:
-        """This rank's part of every global batch from a position on: each rank takes an equal, contiguous part.
+        """This rank's part of every global batch from a position on: contiguous, no two parts unlike by two rows.
 
         Raises:
-            ValueError: a global batch does not divide among the ranks.
+            ValueError: a global batch has fewer rows than there are ranks.
         """
-        for size in sizes.sizes:
-            if size % world_size:
-                raise ValueError(f"a global batch of {size} rows does not divide among {world_size} ranks")
+        if min(sizes.sizes) < world_size:
+            raise ValueError(
+                f"a global batch of {min(sizes.sizes)} rows is too small for {world_size} ranks: train on fewer, or "
+                "raise global_train_batch_size and batch_size_warmup.start"
+            )
         rows = self.from_row(position)
         while True:
             size = sizes.at(position)
-            part = size // world_size
             batch = list(islice(rows, size))
-            yield batch[rank * part : (rank + 1) * part]
+            yield batch[rank * size // world_size : (rank + 1) * size // world_size]
             position += size

@@ -1,5 +1,6 @@
 """Builds the Composer trainer of one phase: fresh, handed over from its parent, or resumed where it stopped."""
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,14 +10,28 @@ from typing import Any
 import torch
 from composer import Callback, Time, Timestamp, Trainer
 from composer.loggers import LoggerDestination, WandBLogger
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
+from torch import nn
 
-from mmbert.checkpoint import load_moments, load_weights, newest_checkpoint, read_state, step_folders
+from mmbert.checkpoint import (
+    checkpoint_bytes,
+    is_valid,
+    load_moments,
+    load_weights,
+    newest_checkpoint,
+    prune,
+    read_state,
+    step_folders,
+    tidy,
+)
 from mmbert.config import RunConfig
 from mmbert.data import PhaseData, build_data
+from mmbert.ledger import last_saved_step
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
+from mmbert.ranks import Ranks
+from mmbert.run_lock import RunLock, hold_run
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -31,17 +46,26 @@ MAY_CHANGE = {
     "checkpoint",
     "data.root",
     "data.num_workers",
+    "max_minutes",
+    "hang_minutes",
     "model.attention",
 }
 
 
+def device_of(config: RunConfig) -> str:
+    """"cpu" or "gpu"."""
+    return config.device if config.device != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Phase:
-    """A phase before training: its configuration, tokenizer and streams, all checked."""
+    """A phase before training: its configuration, tokenizer and streams, all checked, and its folder held."""
 
     config: RunConfig
     tokenizer: Tokenizer
     data: PhaseData
+    ranks: Ranks
+    locks: Sequence[RunLock]
 
     @classmethod
     def open(cls, config: RunConfig) -> "Phase":
@@ -56,10 +80,16 @@ class Phase:
                 f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
                 f"tokenizer {tokenizer.folder}"
             )
-        config.run_folder.mkdir(parents=True, exist_ok=True)
-        (config.run_folder / ".writable").touch()
-        (config.run_folder / ".writable").unlink()
-        return cls(config, tokenizer, PhaseData.open(config, tokenizer))
+        data = PhaseData.open(config, tokenizer)
+        ranks = Ranks.connect(device_of(config))
+        locks: list[RunLock] = []
+
+        def take_folder() -> None:
+            config.run_folder.mkdir(parents=True, exist_ok=True)
+            locks.append(hold_run(config.run_folder))
+
+        ranks.by_first(take_folder)
+        return cls(config, tokenizer, data, ranks, locks)
 
     def identity(self) -> dict[str, Any]:
         """All that a restart must have in common with the run, flat: key -> value."""
@@ -128,9 +158,56 @@ def finished_parent(config: RunConfig, tokenizer: Tokenizer) -> Path | None:
     return checkpoint
 
 
+def starting_point(phase: Phase) -> Path | None:
+    """The checkpoint to go on from: the newest of this run, or the last of its parent. Tidies the run's folder.
+
+    Raises:
+        FileNotFoundError, ValueError: see `finished_parent` and `check_identity`; or the run has trained, and its
+            checkpoints are gone.
+    """
+    folder = phase.config.run_folder
+    own = tidy(folder)
+    if own:
+        check_identity(own, read_state(own)["identity"], phase.identity())
+        return own
+    if saved := last_saved_step(folder):
+        raise ValueError(
+            f"{folder} has no checkpoint, but its ledger says that step {saved} was saved: bring step-{saved:010d} "
+            "back, or move the folder away to start anew"
+        )
+    return finished_parent(phase.config, phase.tokenizer)
+
+
+def check_space(folder: Path, model: nn.Module) -> None:
+    """Refuse to start where not even one checkpoint can be written.
+
+    Raises:
+        OSError: says what is needed and what is free.
+    """
+    needed, free = checkpoint_bytes(model), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: a checkpoint takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; free some, or "
+            "choose another run_root"
+        )
+
+
 def is_finished(run_folder: Path) -> bool:
-    """Whether the run has reached its duration."""
-    return bool(step_folders(run_folder)) and bool(read_state(newest_checkpoint(run_folder))["finished"])
+    """Whether the run has reached its duration; hashes the checkpoint only if it says so."""
+    for newest in step_folders(run_folder)[:1]:
+        try:
+            return bool(read_state(newest)["finished"]) and is_valid(newest)
+        except (ValueError, OSError):
+            return False  # broken: whoever goes on with the run will say so
+    return False
+
+
+def clear_up(config: RunConfig) -> None:
+    """Remove what a kill after the last save of a finished run left: old checkpoints, hidden folders."""
+    lock = hold_run(config.run_folder)
+    tidy(config.run_folder)
+    prune(config.run_folder, config.checkpoint.keep, config.checkpoint.keep_every)
+    lock.release()
 
 
 def restore_clock(trainer: Trainer, state: dict[str, Any], callbacks: Sequence[Callback]) -> None:
@@ -158,19 +235,17 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     An own checkpoint wins over the parent's, so that one command serves the first start and every restart.
 
     Raises:
-        FileNotFoundError, ValueError: see `finished_parent` and `check_identity`.
+        ValueError: on all ranks; see `starting_point` and `check_space`.
     """
-    config = phase.config
-    device = config.device if config.device != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
-    dist.initialize_dist(device)
-    own = newest_checkpoint(config.run_folder) if step_folders(config.run_folder) else None
-    source = own or finished_parent(config, phase.tokenizer)
-    state = read_state(own) if own else None
-    if own and state:
-        check_identity(own, state["identity"], phase.identity())
+    config, ranks = phase.config, phase.ranks
+    device = device_of(config)
+    found = ranks.by_first(lambda: starting_point(phase))
+    source = Path(found) if found else None
+    state = read_state(source) if source and source.parent == config.run_folder else None
 
     reproducibility.seed_all(config.seed)
     encoder = MmBertForMaskedLM(config.model)
+    ranks.by_first(lambda: check_space(config.run_folder, encoder))
     if source:
         load_weights(source, encoder)
     optimizer = build_optimizer(encoder, config.optimizer, on_gpu=device == "gpu")
@@ -178,7 +253,7 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     trainer = Trainer(
         model=MaskedLM(encoder, config.precision),
         optimizers=optimizer,
-        train_dataloader=build_data(config, phase.data, start, dist.get_global_rank(), dist.get_world_size()),
+        train_dataloader=build_data(config, phase.data, start, ranks),
         max_duration=Time.from_token(config.duration),
         device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,
@@ -192,7 +267,7 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     )
     if source:
         load_moments(source, encoder, optimizer)  # after the trainer has moved the parameters to their device
-        log.info("%s %s", "resuming" if own else "starting from the parent's", source)
+        log.info("%s %s", "resuming" if state else "starting from the parent's", source)
     if state:
         restore_clock(trainer, state, callbacks)
     return trainer

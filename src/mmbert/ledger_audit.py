@@ -1,0 +1,361 @@
+"""Whether a run read every row of its plan once: its ledger against the plan, computed anew from its newest checkpoint.
+
+    python -m mmbert.ledger runs/mine/phase1 [--csv steps.csv] [--data-root data/shards-1024]
+
+Prints a table, and a line for whatever does not fit; then the exit status is 1.
+"""
+import argparse
+import csv
+import io
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmbert.atomic import write_file
+from mmbert.checkpoint import newest_checkpoint, read_state
+from mmbert.command import errors_in_one_line
+from mmbert.config import RunConfig
+from mmbert.data import PhaseData, batch_sizes
+from mmbert.ledger import RunHistory, StepRecord, read_ledger
+from mmbert.masking import UInt64
+from mmbert.mixture import Group, Integers
+from mmbert.row_order import RowOrder, row_hashes
+from mmbert.schedules import BatchSizes
+from mmbert.tokenizer import load_tokenizer
+from mmbert.typed import build
+
+SAME = ("first_row", "num_rows", "tokens", "digest", "streams")  # of a step, however often it is done
+SHOWN = 5  # faults of one kind
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the ledger is compared with.
+
+    Attributes:
+        state: the newest checkpoint's state.json.
+        data, order, sizes: the plan that the state's configuration gives.
+    """
+
+    checkpoint: Path
+    state: dict[str, Any]
+    data: PhaseData
+    order: RowOrder
+    sizes: BatchSizes
+
+    @classmethod
+    def open(cls, folder: Path, data_root: str | None) -> "Run":
+        """Read the newest checkpoint and the manifests of its streams.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no checkpoint, or the shards are not those that the run read.
+        """
+        checkpoint = newest_checkpoint(folder)
+        state = read_state(checkpoint)
+        config = build(RunConfig, state["config"])
+        if data_root is not None:
+            config = replace(config, data=replace(config.data, root=data_root))
+        data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
+        for name, digest in data.digests().items():
+            if state["identity"].get(f"shards.{name}") != digest:
+                raise ValueError(
+                    f"data.root = {config.data.root}: {name} is not what {checkpoint} was trained on, so there is no "
+                    "plan to compare with; name the folder of those shards with --data-root"
+                )
+        return cls(checkpoint, state, data, data.row_order(config), batch_sizes(config))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the plan gives up to some positions.
+
+    Attributes:
+        places: (N, 2) first row and the position after the last, of the steps asked for.
+        digests: (N,) of the rows between them.
+        seen: (S,) rows of each stream up to the last of the places.
+        planned_tokens: by the end of the period in which that lies.
+    """
+
+    places: Integers
+    digests: UInt64
+    seen: Integers
+    planned_tokens: int
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found: lines for a person, `key  value`; and `faults`, empty when nothing is lost or extra."""
+
+    table: list[tuple[str, str]]
+    faults: list[str]
+
+
+def planned_places(sizes: BatchSizes, steps: Integers) -> Integers:
+    """(N, 2) first row and the position after the last of these steps (N,), numbered from 1 on."""
+    starts, rows = np.array(sizes.starts, dtype=np.int64), np.array(sizes.sizes, dtype=np.int64)
+    before = np.concatenate([[0], np.cumsum(np.diff(starts) // rows[:-1])])  # steps before each size begins
+    stage = np.searchsorted(before, steps - 1, side="right") - 1
+    first = starts[stage] + (steps - 1 - before[stage]) * rows[stage]
+    return np.stack([first, first + rows[stage]], axis=1)
+
+
+def replay(order: RowOrder, places: Integers) -> Replay:
+    """Walk through the plan once, a period at a time."""
+    edges = np.unique(places)
+    sums = np.zeros(len(edges), dtype=np.uint64)  # of all rows' hashes before each edge
+    total = np.zeros(1, dtype=np.uint64)
+    plan, end = order.plan, int(edges[-1]) if len(edges) else 0
+    seen = np.zeros(len(plan.rows), dtype=np.int64)
+    planned_tokens = 0
+    for period in plan.periods():
+        start, planned_tokens = period.index * plan.period_rows, period.start_tokens
+        if start >= end:
+            break
+        streams, rows = order.rows_of(period)
+        hashes = row_hashes(start + np.arange(plan.period_rows), streams.astype(np.int64), rows)
+        before = np.concatenate([total, total + np.cumsum(hashes)])  # (period_rows + 1,)
+        inside = slice(*np.searchsorted(edges, [start, start + plan.period_rows + 1]))
+        sums[inside] = before[edges[inside] - start]
+        total = before[-1:]
+        seen += np.bincount(streams[: end - start], minlength=len(seen))
+    first, last = sums[np.searchsorted(edges, places)].T
+    return Replay(places, last - first, seen, planned_tokens)
+
+
+def few(faults: Iterable[str]) -> list[str]:
+    """The first of many faults of one kind, and how many there are."""
+    found = list(faults)
+    more = [f"... and {len(found) - SHOWN:,} more like the last one"] if len(found) > SHOWN else []
+    return found[:SHOWN] + more
+
+
+def order_faults(history: RunHistory) -> Iterable[str]:
+    """Attempts are 1, 2, ...; each does step after step from where it started."""
+    starts = {event.attempt: event.step for event in history.events if event.name == "start"}
+    for attempt in history.attempts:
+        if attempt not in starts:
+            yield f"attempt {attempt}: the line of its start is missing"
+    if history.attempts != list(range(1, len(history.attempts) + 1)):
+        yield f"attempts 1 to {history.attempts[-1]}: only {len(history.attempts)} of them left a line"
+    attempt, step = 0, 0
+    for record in history.records:
+        if record.attempt < attempt:
+            yield f"attempt {record.attempt} goes on after attempt {attempt} began: two processes wrote the ledger"
+        if record.attempt != attempt:
+            attempt, step = record.attempt, starts.get(record.attempt, record.step - 1)
+        if record.step != step + 1:
+            yield f"attempt {attempt}: step {record.step} follows on step {step}"
+        step = record.step
+
+
+def missing_steps(steps: Integers, saved: int) -> Iterable[str]:
+    """Every step up to the last, and to the checkpoint's, is there; `steps` (N,) ascending."""
+    ends = np.concatenate([[0], steps, [max([saved, *steps[-1:]]) + 1]])
+    for i in np.flatnonzero(np.diff(ends) > 1):
+        first, last = ends[i] + 1, ends[i + 1] - 1
+        yield f"step {first} is missing" if first == last else f"steps {first} to {last} are missing"
+
+
+def coverage(steps: Sequence[StepRecord], end: int) -> tuple[int, int]:
+    """How many of the rows before `end` were in no step, and how many rows were in more than one."""
+    first = np.array([record.first_row for record in steps], dtype=np.int64)
+    last = np.array([record.last_row for record in steps], dtype=np.int64)
+    edges, change = np.unique(np.concatenate([first, last, [0, end]]), return_inverse=True)
+    times = np.zeros(len(edges), dtype=np.int64)
+    np.add.at(times, change[: len(first)], 1)
+    np.add.at(times, change[len(first) : 2 * len(first)], -1)
+    times, lengths = np.cumsum(times)[:-1], np.diff(edges)
+    return int(lengths[times == 0].sum()), int(lengths[times > 1].sum())
+
+
+def place_faults(steps: Sequence[StepRecord], again: Replay) -> Iterable[str]:
+    """Every step has the rows that the plan gives it."""
+    for record, (first, last), digest in zip(steps, again.places, again.digests, strict=True):
+        if (record.first_row, record.last_row) != (first, last):
+            yield f"step {record.step} read rows [{record.first_row}, {record.last_row}), its plan is [{first}, {last})"
+        elif record.digest != int(digest):
+            yield f"step {record.step} read other rows than those that the plan puts at [{first}, {last})"
+
+
+def differences(one: StepRecord, other: StepRecord) -> list[str]:
+    """What differs between two records of a step and must not."""
+    return [key for key in SAME if getattr(one, key) != getattr(other, key)]
+
+
+def repeat_faults(history: RunHistory) -> Iterable[str]:
+    """A step that was done again had the same rows and tokens."""
+    for earlier, kept in history.repeated:
+        if keys := differences(earlier, kept):
+            values = " and ".join(str(getattr(record, keys[0]))[:60] for record in (earlier, kept))
+            yield (
+                f"step {kept.step}: attempts {earlier.attempt} and {kept.attempt} differ in {', '.join(keys)}: {values}"
+            )
+
+
+def clock_faults(steps: Sequence[StepRecord], run: Run) -> Iterable[str]:
+    """Every step moves the clock by its own tokens, and at the checkpoint it shows the checkpoint's."""
+    tokens, step = 0, 0
+    for record in steps:
+        moved, own = record.tokens - tokens, sum(record.streams.values())
+        if record.step == step + 1 and moved != own:
+            yield f"step {record.step}: the clock moved by {moved:,} tokens, its streams have {own:,}"
+        if record.step == run.state["step"]:
+            for key, value in (("tokens", record.tokens), ("rows", record.last_row)):
+                if value != run.state[key]:
+                    yield f"step {record.step}: {value:,} {key} so far, {run.checkpoint} has {run.state[key]:,}"
+        tokens, step = record.tokens, record.step
+
+
+def stream_faults(steps: Sequence[StepRecord], run: Run) -> Iterable[str]:
+    """The tokens of each stream sum to the checkpoint's."""
+    sums: dict[str, int] = {}
+    for record in steps:
+        if record.step <= run.state["step"]:
+            for name, tokens in record.streams.items():
+                sums[name] = sums.get(name, 0) + tokens
+    saved = run.state["tokens_per_stream"]
+    for name in sorted(sums.keys() | saved.keys()):
+        if sums.get(name, 0) != saved.get(name, 0):
+            yield f"{name}: its steps sum to {sums.get(name, 0):,} tokens, {run.checkpoint} has {saved.get(name, 0):,}"
+
+
+def most_repeated(group: Group, rows: Integers, seen: Integers) -> tuple[int, float]:
+    """Stream of the group whose rows were seen most often, and how often."""
+    times = seen[group.members] / rows[group.members]
+    return int(group.members[times.argmax()]), float(times.max())
+
+
+def extra_rows(group: Group, rows: Integers, seen: Integers, overshoot: float) -> Integers:
+    """(members,) rows seen more often than `max_repeats` allows.
+
+    Rounding to rows may give one more, and so may the last step, which ends after the phase's duration.
+
+    Args:
+        overshoot: planned tokens / duration.
+    """
+    if group.max_repeats is None:
+        return np.zeros(len(group.members), dtype=np.int64)
+    allowed = np.ceil(ceil(group.max_repeats) * rows[group.members] * max(1.0, overshoot)).astype(np.int64) + 1
+    return np.maximum(seen[group.members] - allowed, 0)
+
+
+def extra_faults(run: Run, again: Replay) -> Iterable[str]:
+    """No stream is read more often than its group allows."""
+    plan = run.order.plan
+    for group in plan.groups:
+        extra = extra_rows(group, plan.rows, again.seen, again.planned_tokens / plan.duration)
+        for stream, rows in zip(group.members, extra, strict=True):
+            if rows:
+                yield f"{run.data.names[stream]}: {rows:,} rows more than max_repeats = {group.max_repeats} allows"
+
+
+def rolled_back(history: RunHistory) -> NDArray[np.bool_]:
+    """(steps,) whether the step was undone by a rollback that stands: no later attempt began before it."""
+    starts = [event for event in history.events if event.name == "start"]
+    steps = np.array([record.step for record in history.steps], dtype=np.int64)
+    undone = np.zeros(len(steps), dtype=bool)
+    for event in history.events:
+        later = [start.step for start in starts if start.attempt > event.attempt]
+        if event.name == "rolled_back" and min(later, default=event.step) >= event.step:
+            undone |= (steps > event.values["to_step"]) & (steps <= event.step)
+    return undone
+
+
+def describe_repeats(history: RunHistory) -> str:
+    """How many steps were done again, and how like their first time."""
+    again = len({kept.step for _, kept in history.repeated})
+    unlike = len({kept.step for earlier, kept in history.repeated if differences(earlier, kept)})
+    losses = [(one.loss, kept.loss) for one, kept in history.repeated if one.loss != kept.loss]
+    largest = max((abs(one - kept) for one, kept in losses if one is not None and kept is not None), default=0.0)
+    rows = f"{unlike:,} with other rows or tokens" if unlike else "with the same rows and tokens"
+    last_bits = f", by {largest:.2g} at most" if losses else ""
+    return f"{again:,}" + (f", {rows}; losses that differ: {len(losses):,}{last_bits}" if again else "")
+
+
+def audit(folder: Path, data_root: str | None = None) -> Audit:
+    """Compare a run's ledger with its plan and its newest checkpoint.
+
+    Args:
+        data_root: where the shards are now, if not where the run read them.
+
+    Raises:
+        FileNotFoundError, ValueError: the ledger, a checkpoint or the shards are missing, broken, or of another run.
+    """
+    run = Run.open(folder, data_root)
+    history = read_ledger(folder)  # after the checkpoint: a run that goes on writes its ledger before each checkpoint
+    steps = np.array([record.step for record in history.steps], dtype=np.int64)
+    # Steps beyond stand behind missing ones; the plan is not walked to a number that a broken disk made.
+    near = steps[steps <= run.state["step"] + len(steps)]
+    again = replay(run.order, planned_places(run.sizes, near))
+    lost, doubled = coverage(history.steps, run.state["rows"])
+    strange = list(place_faults(history.steps[: len(near)], again))
+    faults = [
+        *few(order_faults(history)),
+        *few(missing_steps(steps, run.state["step"])),
+        *few(strange),
+        *few(repeat_faults(history)),
+        *few(clock_faults(history.steps, run)),
+        *few(stream_faults(history.steps, run)),
+        *few(extra_faults(run, again)),
+    ]
+    skipped = Counter(record.skipped for record in history.steps if record.skipped is not None)
+    reasons = "".join(f"; {number:,} {reason}" for reason, number in skipped.most_common())
+    table = [
+        ("attempts", f"{len(history.attempts):,}"),
+        ("steps", f"{len(steps):,}, the checkpoint after step {run.state['step']:,}"),
+        ("rows", f"{sum(record.num_rows for record in history.steps):,}"),
+        ("steps done more than once", describe_repeats(history)),
+        ("rows lost", f"{lost:,}"),
+        ("rows seen more often than planned", f"{doubled:,}"),
+        ("steps with other rows than planned", f"{len(strange):,}"),
+        ("steps without an update", f"{sum(skipped.values()):,}{reasons}"),
+        ("steps rolled back", f"{int(rolled_back(history).sum()):,}"),
+    ]
+    for group in run.data.groups:
+        stream, times = most_repeated(group, run.order.plan.rows, again.seen)
+        limit = "no limit" if group.max_repeats is None else f"max_repeats {group.max_repeats:g}"
+        table.append((f"largest repeats of {group.name}", f"{times:.2f} of {run.data.names[stream]}, {limit}"))
+    return Audit(table, faults)
+
+
+def write_csv(history: RunHistory, path: Path) -> None:
+    """Write the metrics, one line a step, in order."""
+    groups = sorted({name for record in history.steps for name in record.taus})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("step", "attempt", "first_row", "num_rows", "tokens", "loss", "learning_rate", "mask_rate", "skipped")
+    writer.writerow([*columns, "rolled_back", *(f"tau/{group}" for group in groups)])
+    for record, undone in zip(history.steps, rolled_back(history), strict=True):
+        taus = [record.taus.get(group) for group in groups]
+        writer.writerow([*(getattr(record, column) for column in columns), int(undone), *taus])
+    write_file(path, text.getvalue().encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmbert.ledger", description="Check that a run lost no row and read none twice."
+    )
+    parser.add_argument("run_folder", type=Path, help="folder of a run: run_root/name")
+    parser.add_argument("--csv", type=Path, help="file to write: the metrics, one line a step")
+    parser.add_argument("--data-root", help="folder of the shards, if they were moved")
+    options = parser.parse_args(arguments)
+    with errors_in_one_line():
+        if options.csv is not None:
+            write_csv(read_ledger(options.run_folder), options.csv)
+        found = audit(options.run_folder, options.data_root)
+    width = max(len(key) for key, _ in found.table)
+    for key, value in found.table:
+        print(f"{key:<{width}}  {value}")
+    for fault in found.faults:
+        print(f"fault: {fault}")
+    if found.faults:
+        sys.exit(1)
+    print("nothing lost, nothing extra")

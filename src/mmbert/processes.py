@@ -1,0 +1,33 @@
+"""What the processes of a run agree on: how a child ends with its parent, and what an exit status says."""
+import ctypes
+import os
+import signal
+import sys
+
+STOPPED = 85  # exit status ERESTART: asked to stop and saved; a scheduler may queue the same command again
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(number: int, parent: int | None = None) -> None:
+    """Have the kernel send this process the signal `number` when its parent ends, however that ends.
+
+    It survives exec, not fork. Off Linux it does nothing: there is no such request.
+
+    Args:
+        number: the signal; it is raised at once when the parent is gone already.
+        parent: process id of the parent, where the caller knows it. Without it, only a parent that ends during the
+            call is noticed: afterwards process 1 is the parent, but in a container that can be the launcher itself.
+
+    Raises:
+        OSError: the kernel refuses; `number` is no signal.
+    """
+    if sys.platform != "linux":
+        return
+    expected = os.getppid() if parent is None else parent
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{os.strerror(code)}: signal {number} at the parent's end")
+    if os.getppid() != expected:  # it ended before the request was made: the kernel sends nothing any more
+        signal.raise_signal(number)

@@ -1,0 +1,182 @@
+"""Rows 12, 13 and 29: what no weight may ever hold, a loss that explodes, and ranks that have drifted apart."""
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmbert.checkpoint import newest_checkpoint, step_folders
+from mmbert.ledger import read_ledger
+from tests.conftest import Corpus
+from tests.faults.injected import flip_weight_bit, gradient_becomes, loss_becomes, poison
+from tests.faults.oracle import check_same_end, check_tidy, fingerprint
+from tests.guards import without_finite_steps, without_rank_comparison, without_spike_rollback
+from tests.training_runs import Change, Outcome, prepare, train, train_ranks
+
+NAN, INFINITY = math.nan, math.inf
+FAULTS = {
+    "NaN loss": (partial(loss_becomes, NAN), "loss is not finite"),
+    "infinite loss": (partial(loss_becomes, INFINITY), "loss is not finite"),
+    "NaN gradient": (partial(gradient_becomes, NAN), "gradient is not finite"),
+    "infinite gradient": (partial(gradient_becomes, -INFINITY), "gradient is not finite"),
+}
+
+
+def is_finite(run_folder: Path) -> bool:
+    """Whether weights and moments of the newest checkpoint are."""
+    newest = newest_checkpoint(run_folder)
+    files = [load_file(newest / name) for name in ("model.safetensors", "optimizer.safetensors")]
+    return all(tensor.isfinite().all() for tensors in files for tensor in tensors.values())
+
+
+def skipped(run_folder: Path) -> dict[int, str]:
+    return {record.step: record.skipped for record in read_ledger(run_folder).steps if record.skipped}
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on_also_through_a_kill(
+    corpus: Corpus, tmp_path: Path, case: str
+) -> None:
+    fault, reason = FAULTS[case]
+    changes = [partial(fault, steps=[5, 9])]
+    whole = train([prepare(tmp_path / "whole", corpus)], tmp_path / "whole.jsonl", changes=changes)
+    assert whole.exit_code == 0, whole.output
+    run_folder = tmp_path / "whole" / "runs" / "phase1"
+    assert skipped(run_folder) == {5: reason, 9: reason}
+    assert is_finite(run_folder)
+    assert [step["optimizer_step"] for step in whole.steps[3:6]] == [4, 4, 5]
+    yaml = prepare(tmp_path / "it", corpus)
+    assert train([yaml], tmp_path / "steps.jsonl", kill_at=10, changes=changes).exit_code == -9
+    assert train([yaml], tmp_path / "steps.jsonl", changes=changes).exit_code == 0
+    check_same_end(tmp_path / "it" / "runs" / "phase1", run_folder)
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize("fault", [loss_becomes, gradient_becomes], ids=["loss", "gradient"])
+def test_a_fault_of_one_rank_is_skipped_on_both(corpus: Corpus, tmp_path: Path, fault: Change) -> None:
+    """They go on with the same weights: every save compares them."""
+    changes = [partial(fault, NAN, steps=[5], rank=1)]
+    outcomes = train_ranks([prepare(tmp_path / "it", corpus)], tmp_path / "steps.jsonl", changes=changes)
+    assert [outcome.exit_code for outcome in outcomes] == [0, 0], outcomes[0].output
+    run_folder = tmp_path / "it" / "runs" / "phase1"
+    assert list(skipped(run_folder)) == [5]
+    assert is_finite(run_folder)
+    assert [step["optimizer_step"] for step in outcomes[0].steps] == [step["optimizer_step"] for step in outcomes[1].steps]
+
+
+@pytest.mark.fault(12)
+def test_the_fourth_step_of_a_hundred_ends_the_run_and_names_its_rows_however_often_it_is_started(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
+    changes = [partial(loss_becomes, NAN, steps=[3, 6, 10, 11])]
+    messages = []
+    for _ in range(2):
+        outcome = train([yaml], tmp_path / "steps.jsonl", changes=changes)
+        assert outcome.exit_code == 1
+        messages.append(outcome.output.strip().splitlines()[-1])
+    assert messages[0] == messages[1]
+    assert "error: step 11: loss is not finite, and so it was at steps 3, 6, 10" in messages[0]
+    assert "invented/la" in messages[0]
+    assert "at position 40" in messages[0]
+    assert is_finite(run_folder)
+    assert train([yaml], tmp_path / "steps.jsonl").exit_code == 0  # without the fault it goes on
+
+
+@pytest.mark.fault(12, control=True)
+@pytest.mark.parametrize("case", ["NaN loss", "NaN gradient"])
+def test_without_the_check_one_bad_step_is_in_the_weights_for_good(corpus: Corpus, tmp_path: Path, case: str) -> None:
+    """One NaN poisons the weights and every later checkpoint, and the run ends with exit status 0."""
+    changes = [without_finite_steps, partial(FAULTS[case][0], steps=[5])]
+    outcome = train([prepare(tmp_path / "it", corpus)], tmp_path / "steps.jsonl", changes=changes)
+    assert outcome.exit_code == 0, outcome.output
+    newest = next(iter((tmp_path / "it" / "runs" / "phase1").glob("step-*")))
+    assert not all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())
+
+
+SPIKES = "spikes={sigma: 8, window: 8, patience: 2}"
+
+
+def train_through_a_spike(
+    corpus: Corpus, folder: Path, arguments: list[str], changes: list[Change], kills: tuple[int, ...] = ()
+) -> Outcome:
+    """Steps 12 and 13 are poisoned: their loss is high, and their gradients lead astray."""
+    yaml = prepare(folder, corpus)
+    poisoned = [partial(poison, steps=[12, 13]), *changes]
+    for step in kills:
+        assert train([yaml, *arguments], folder / "steps.jsonl", kill_at=step, changes=poisoned).exit_code == -9
+    outcome = train([yaml, *arguments], folder / "steps.jsonl", changes=poisoned)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome
+
+
+@pytest.mark.fault(13)
+def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kills(corpus: Corpus, tmp_path: Path) -> None:
+    train_through_a_spike(corpus, tmp_path / "whole", [SPIKES], [])
+    whole = tmp_path / "whole" / "runs" / "phase1"
+    events = [event for event in read_ledger(whole).events if event.name == "rolled_back"]
+    assert [(event.step, event.values["to_step"]) for event in events] == [(13, 9)]
+    assert [record.first_row for record in read_ledger(whole).steps] == list(range(0, 4 * 20, 4))  # no row is read again
+    check_tidy(whole)
+    train_through_a_spike(corpus, tmp_path / "killed", [SPIKES], [], kills=(12, 13, 14))
+    check_same_end(tmp_path / "killed" / "runs" / "phase1", whole)
+
+
+@pytest.mark.fault(13)
+def test_where_spikes_are_not_asked_for_nothing_is_done(corpus: Corpus, tmp_path: Path) -> None:
+    train_through_a_spike(corpus, tmp_path, [], [])
+    assert "rolled_back" not in [event.name for event in read_ledger(tmp_path / "runs" / "phase1").events]
+
+
+@pytest.mark.fault(13)
+def test_a_spike_with_no_checkpoint_from_before_it_ends_the_run_with_the_remedy(corpus: Corpus, tmp_path: Path) -> None:
+    arguments = [SPIKES, "checkpoint.interval=1M"]
+    outcome = train([prepare(tmp_path / "it", corpus), *arguments], tmp_path / "x.jsonl", changes=[partial(poison, [12, 13])])
+    assert outcome.exit_code == 1
+    assert "the loss has been high since step 12" in outcome.output
+    assert "lower checkpoint.interval or raise checkpoint.keep" in outcome.output
+
+
+@pytest.mark.fault(13, control=True)
+def test_without_the_rollback_what_was_learned_is_lost(corpus: Corpus, tmp_path: Path) -> None:
+    """The weights go astray: the loss after the spike is higher than after a rollback."""
+    back = train_through_a_spike(corpus, tmp_path / "back", [SPIKES], [])
+    astray = train_through_a_spike(corpus, tmp_path / "astray", [SPIKES], [without_spike_rollback])
+    after, without = (float.fromhex(outcome.steps[13]["loss"]) for outcome in (back, astray))
+    assert without > after
+    assert fingerprint(tmp_path / "back" / "runs" / "phase1") != fingerprint(tmp_path / "astray" / "runs" / "phase1")
+
+
+@pytest.mark.fault(29)
+def test_a_weight_bit_that_flips_on_one_rank_is_named_and_not_saved(corpus: Corpus, two_ranks: Path, tmp_path: Path) -> None:
+    yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
+    outcomes = train_ranks([yaml], tmp_path / "steps.jsonl", changes=[partial(flip_weight_bit, step=10, rank=1)])
+    for outcome in outcomes:
+        assert outcome.exit_code == 1
+        assert "the weights of rank 1 differ from rank 0's" in outcome.output
+    assert [int(folder.name[5:]) for folder in step_folders(run_folder)] == [9, 4]
+    assert [outcome.exit_code for outcome in train_ranks([yaml], tmp_path / "steps.jsonl")] == [0, 0]
+    check_same_end(run_folder, two_ranks)
+
+
+@pytest.mark.fault(29, control=True)
+def test_without_the_comparison_drifted_ranks_train_and_save_on(corpus: Corpus, two_ranks: Path, tmp_path: Path) -> None:
+    """The ranks train and save on with different weights, and nobody knows."""
+    changes = [without_rank_comparison, partial(flip_weight_bit, step=10, rank=1, bit=22)]
+    yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
+    assert [outcome.exit_code for outcome in train_ranks([yaml], tmp_path / "x.jsonl", changes=changes)] == [0, 0]
+    assert fingerprint(run_folder) != fingerprint(two_ranks)
+
+
+@pytest.mark.fault(12)
+def test_the_check_sees_a_single_bad_element_of_any_gradient() -> None:
+    from torch.nn.utils import get_total_norm
+
+    for size, place in ((1, 0), (1000, 999)):
+        for bad in (NAN, INFINITY, -INFINITY):
+            gradients = [torch.zeros(7), torch.ones(size)]
+            gradients[1][place] = bad
+            assert not get_total_norm(gradients).isfinite()

@@ -1,0 +1,64 @@
+"""The chunked head loss equals torch's, in value and gradients, and holds one chunk of logits at a time."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmbert.linear_cross_entropy import linear_cross_entropy
+
+M, D, V = 10, 6, 23
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, dtype=dtype) for shape in ((M, D), (V, D), (V,)))
+    return hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), torch.randint(V, (M,))
+
+
+def reference(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias), targets, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 10, 64])
+def test_loss_and_gradients_are_torchs_whatever_the_chunk(chunk_rows: int) -> None:
+    hidden, weight, bias, targets = inputs(torch.float64)
+    expected = reference(hidden, weight, bias, targets)
+    gradients = torch.autograd.grad(3.0 * expected, (hidden, weight, bias))
+    loss = linear_cross_entropy(hidden, weight, bias, targets, chunk_rows)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
+    for own, theirs in zip(torch.autograd.grad(3.0 * loss, (hidden, weight, bias)), gradients, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden, weight, bias, targets = inputs(torch.float32)
+    loss = linear_cross_entropy(1e4 * hidden, weight, bias, targets)
+    assert loss.item() == pytest.approx(reference(1e4 * hidden, weight, bias, targets).item(), rel=1e-6)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (hidden, weight, bias)))
+
+
+def test_under_autocast_only_the_products_are_bf16() -> None:
+    hidden, weight, bias, targets = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, bias, targets, 4)
+    assert loss.dtype == torch.float32
+    gradients = torch.autograd.grad(loss, (hidden, weight, bias))
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    exact = torch.autograd.grad(reference(hidden, weight, bias, targets), (hidden, weight, bias))
+    for own, theirs in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(own, theirs, rtol=0.05, atol=0.05)
+
+
+def test_no_gradient_is_formed_where_none_is_wanted() -> None:
+    hidden, weight, bias, targets = inputs(torch.float64)
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, bias, targets, 4)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(reference(hidden, weight, bias, targets).item(), rel=1e-14)
+
+
+def test_a_batch_without_masked_tokens_has_no_loss_and_zero_gradients() -> None:
+    hidden, weight, bias, targets = inputs(torch.float64)
+    loss = linear_cross_entropy(hidden[:0], weight, bias, targets[:0])
+    assert loss.item() == 0.0
+    assert not torch.autograd.grad(loss, weight)[0].any()

@@ -1,0 +1,32 @@
+"""The optimizer: a step that is called off changes nothing."""
+import torch
+from torch import Tensor, nn
+
+from mmbert.config import OptimizerConfig
+from mmbert.optim import build_optimizer
+
+
+def test_a_step_called_off_inside_its_closure_leaves_no_trace() -> None:
+    """As Composer does it: the gradients come, and are looked at, while the step has begun already."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimizerConfig(1e-2, (0.9, 0.95), 1e-8, 1e-2), on_gpu=False)
+
+    def closure(value: float, call_off: bool) -> Tensor:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+        if call_off:
+            optimizer.call_off()
+        return torch.tensor(value)
+
+    def snapshot() -> list[Tensor]:
+        moments = [optimizer.state[x][key] for x in model.parameters() for key in ("exp_avg", "exp_avg_sq")]
+        steps = [group["step"] for group in optimizer.param_groups]
+        return [x.detach().clone() for x in (*model.parameters(), *moments, *steps)]
+
+    assert optimizer.step(lambda: closure(1.0, call_off=False)) == 1.0
+    before = snapshot()
+    assert optimizer.step(lambda: closure(2.0, call_off=True)) == 2.0
+    assert all(map(torch.equal, before, snapshot()))
+    optimizer.step(lambda: closure(3.0, call_off=False))
+    assert not any(map(torch.equal, before, snapshot()))

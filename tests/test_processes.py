@@ -1,0 +1,73 @@
+"""Children end with their parent, seen from outside: real processes, tiny scripts."""
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmbert.processes import die_with_parent
+
+CHILD = """
+import signal, sys, time
+from pathlib import Path
+from mmbert.processes import die_with_parent
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Path(sys.argv[1]).write_text("told")))
+die_with_parent(signal.SIGTERM)
+Path(sys.argv[1]).write_text("ready")
+time.sleep(60)
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+
+
+def wait_until(claim: Callable[[], bool]) -> None:
+    """Return as soon as it holds; a minute is for ever."""
+    end = time.monotonic() + 60
+    while not claim():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=str)
+def test_a_child_is_told_when_its_parent_ends_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
+    word = tmp_path / "word"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, "-c", CHILD, str(word)])
+    wait_until(lambda: word.exists() and word.read_text() == "ready")
+    parent.send_signal(number)
+    assert parent.wait(timeout=60) == -number
+    wait_until(lambda: word.read_text() == "told")
+
+
+def test_a_child_of_a_parent_that_lives_goes_on() -> None:
+    ended = run("import os; from mmbert.processes import die_with_parent; die_with_parent(15, os.getppid()); print(1)")
+    assert (ended.returncode, ended.stdout) == (0, "1\n")
+
+
+def test_a_child_that_comes_too_late_ends_at_once() -> None:
+    """The parent that it was started by is not its parent any more."""
+    script = f"from mmbert.processes import die_with_parent; die_with_parent(15, {os.getpid()} + 1); print('lives')"
+    ended = run(script)
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "")
+
+
+def test_a_parent_that_ends_during_the_call_is_noticed() -> None:
+    script = "import os; from mmbert.processes import die_with_parent; answers = iter([7, 1]);"
+    ended = run(script + "os.getppid = lambda: next(answers); die_with_parent(15); print('lives')")
+    assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "")
+
+
+def test_what_is_no_signal_is_refused() -> None:
+    with pytest.raises(OSError, match="signal 4711"):
+        die_with_parent(4711)
+
+
+def test_off_linux_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    die_with_parent(4711)

@@ -1,0 +1,104 @@
+"""What ranks tell each other: three processes over gloo."""
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmbert.ranks import Ranks, weights_digest
+
+WORLD = 3
+
+
+def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
+    """What `action` returns on each of three ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(rank: int) -> None:
+        os.environ |= {
+            "RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(WORLD),
+            "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        torch.set_num_threads(1)
+        result = action(Ranks.connect("cpu"))
+        (folder / f"{rank}.json").write_text(json.dumps(result))
+
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+
+
+def told_error(ranks: Ranks, error: Exception | None) -> str:
+    try:
+        ranks.raise_together(error)
+    except ValueError as raised:
+        return str(raised)
+    return ""
+
+
+def all_of_it(ranks: Ranks) -> dict[str, Any]:
+    large = np.array([2**62, ranks.rank], dtype=np.int64)
+    results: dict[str, Any] = {
+        "sum": ranks.sum(large).tolist(),
+        "any": [ranks.any(False), ranks.any(ranks.rank == 2)],
+        "texts": ranks.texts("é" * ranks.rank),
+        "long": [len(text) for text in ranks.texts("x" * 5000)],
+        "nothing": told_error(ranks, None),
+        "error": told_error(ranks, ValueError("shard.00001.mds is missing") if ranks.rank == 1 else None),
+        "first": ranks.by_first(lambda: f"from {ranks.rank}"),
+    }
+
+    def fail() -> str:
+        raise OSError(f"disk of {ranks.rank} is full")
+
+    try:
+        ranks.by_first(fail)
+    except ValueError as error:
+        results["first_error"] = str(error)
+    return results
+
+
+def test_three_ranks_agree_on_sums_texts_and_errors(tmp_path: Path) -> None:
+    for result in with_ranks(all_of_it, tmp_path):
+        assert result["sum"] == [3 * 2**62 - 2**64, 3]  # modulo 2^64
+        assert result["any"] == [False, True]
+        assert result["texts"] == ["", "é", "éé"]
+        assert result["long"] == [4096] * 3
+        assert result["nothing"] == ""
+        assert result["error"] == "rank 1: shard.00001.mds is missing"
+        assert result["first"] == "from 0"
+        assert result["first_error"] == "rank 0: disk of 0 is full"
+
+
+def test_one_rank_is_told_what_it_says() -> None:
+    alone = Ranks(0, 1, None)
+    assert alone.sum(np.array([3])).tolist() == [3]
+    assert alone.texts("a") == ["a"]
+    assert told_error(alone, ValueError("plain")) == "plain"
+
+
+def test_every_single_bit_of_the_weights_changes_their_digest() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    digest = weights_digest(model)
+    for parameter in model.parameters():
+        bits = parameter.detach().view(torch.int32).flatten()
+        for index in range(len(bits)):
+            for bit in range(32):
+                mask = torch.tensor(1 << bit if bit < 31 else -(1 << 31), dtype=torch.int32)
+                bits[index] ^= mask
+                assert weights_digest(model) != digest
+                bits[index] ^= mask
+    assert weights_digest(model) == digest

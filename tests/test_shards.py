@@ -1,0 +1,72 @@
+"""Rows by number: the right ones, and none of a shard that is not what was written."""
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streaming import StreamingDataset
+
+from mmbert.manifest import read_manifest
+from mmbert.shards import LanguageShards
+from tests.conftest import Corpus
+
+
+@pytest.fixture
+def folders(corpus: Corpus, tmp_path: Path) -> list[Path]:
+    """Two streams, of several rows each, to break."""
+    root = corpus.shards[64] / "train" / "invented"
+    return [Path(shutil.copytree(root / name, tmp_path / name)) for name in ("laa", "lab")]
+
+
+def open_shards(folders: list[Path]) -> LanguageShards:
+    return LanguageShards(folders, [read_manifest(folder) for folder in folders])
+
+
+def test_rows_are_those_that_streaming_itself_reads(folders: list[Path], tmp_path: Path) -> None:
+    shards = open_shards(folders)
+    for stream, folder in enumerate(folders):
+        dataset = StreamingDataset(local=str(folder), batch_size=1)
+        assert len(dataset) == read_manifest(folder).rows > 3
+        for number in range(len(dataset)):
+            row = shards.row(stream, number)
+            assert np.array_equal(row.input_ids, dataset[number]["input_ids"])
+            assert np.array_equal(row.lengths, dataset[number]["lengths"])
+
+
+def test_one_flipped_bit_anywhere_is_found_before_any_row_is_used(folders: list[Path]) -> None:
+    path = folders[0] / "shard.00000.mds"
+    content = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(content), size=200):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(ValueError, match=f"{path} was changed after it was written"):
+            open_shards(folders).row(0, 0)
+
+
+def test_a_truncated_a_missing_and_another_streams_shard_are_named(folders: list[Path]) -> None:
+    path, other = (folder / "shard.00000.mds" for folder in folders)
+    shards = open_shards(folders)
+    content = path.read_bytes()
+    for size in (0, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=f"{path} holds {size} bytes, must be {len(content)}"):
+            shards.row(0, 0)
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=str(path)):
+        shards.row(0, 0)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} is missing"):
+        shards.row(0, 0)
+    assert len(shards.row(1, 0).input_ids)  # the other stream is read on
+
+
+def test_what_happens_to_a_shard_after_its_check_is_still_no_row(folders: list[Path]) -> None:
+    """Its ids are checked whenever they are read."""
+    shards = open_shards(folders)
+    path = folders[0] / "shard.00000.mds"
+    shards.row(0, 0)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ValueError, match=f"{path} row 1"):
+        shards.row(0, 1)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"row 1: cannot be decoded .*No such file"):
+        shards.row(0, 1)
