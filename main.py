@@ -9,7 +9,7 @@ import signal
 import sys
 
 from mmbert.command import errors_in_one_line
-from mmbert.processes import STOPPED, die_with_parent
+from mmbert.processes import STOPPED, die_with_parent, no_child_outlives
 from mmbert.stop_request import StopRequest
 
 
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     """Run the phase that the YAML describes, from where it stopped."""
     if not arguments:
         sys.exit(__doc__)
-    with StopRequest() as request, errors_in_one_line():
+    with StopRequest() as request, errors_in_one_line(), no_child_outlives():
         # They take seconds, in which signals must wait already.
         from callbacks import build_callbacks
         from mmbert.config import load_config
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
             die_with_parent(signal.SIGTERM)
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         config = load_config(arguments[0], arguments[1:])
-        if is_finished(config.run_folder):
+        if is_finished(config):
             if os.environ.get("RANK", "0") == "0":
                 clear_up(config)
             print(f"{config.name} is finished: nothing to train in {config.run_folder}")

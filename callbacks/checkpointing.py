@@ -90,7 +90,10 @@ class Checkpointing(Callback):
             log.warning("step %d could not be saved, training goes on: %s", step, error)
             self.next_try = monotonic() + RETRY_SECONDS
             return "later"
-        prune(self.config.run_folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+        try:
+            prune(self.config.run_folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+        except OSError as error:
+            log.warning("an old checkpoint could not be removed, the next save tries again: %s", error)
         self.failed_at = None
         self.seconds = max(self.seconds, monotonic() - began)
         return "saved"

@@ -99,6 +99,7 @@ def test_a_resumed_loader_goes_on_at_its_row(config: RunConfig) -> None:
         assert old["input_ids"].equal(new["input_ids"])
 
 
+@pytest.mark.fault(22)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", range(9))
 def test_the_number_of_workers_changes_nothing(config: RunConfig, workers: int) -> None:

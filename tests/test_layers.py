@@ -8,10 +8,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"schedules", "mixture", "row_order", "masking", "packing", "spikes"}
     | {"atomic", "command", "processes", "stop_request", "run_lock", "watchdog"},
-    {"config", "typed"},
+    {"config", "typed", "flops"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
     {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},
-    {"convert_to_hf", "recipe_table", "evaluation", "launch"},
+    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

@@ -71,3 +71,23 @@ def test_what_is_no_signal_is_refused() -> None:
 def test_off_linux_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     die_with_parent(4711)
+
+
+def test_no_child_outlives_an_error_even_one_that_ignores_sigterm() -> None:
+    """Python's own exit sends SIGTERM and waits: this program would hang."""
+    code = """
+import multiprocessing, signal, time
+from mmbert.processes import no_child_outlives
+def ignore():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(1000)
+ready = multiprocessing.get_context("fork").Event()
+with no_child_outlives():
+    multiprocessing.get_context("fork").Process(target=ignore, daemon=True).start()
+    ready.wait()
+    raise KeyError("unexpected")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "KeyError: 'unexpected'" in done.stderr

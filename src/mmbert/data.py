@@ -80,10 +80,10 @@ class PhaseData:
         """
         names: dict[str, Path] = {}
         groups = []
-        for name, group in config.data.groups().items():
+        for name, group in sorted(config.data.groups().items()):  # sorted, so that their order in files means nothing
             key = f"data.mixture.{name}"
             start = len(names)
-            for language in read_languages(group.languages, key):
+            for language in sorted(read_languages(group.languages, key)):
                 stream = f"{group.source}/{language}"
                 if stream in names:
                     raise ValueError(f"{key}: {stream} stands in two groups; a stream belongs to one")

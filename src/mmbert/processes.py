@@ -1,8 +1,11 @@
 """What the processes of a run agree on: how a child ends with its parent, and what an exit status says."""
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOPPED = 85  # exit status ERESTART: asked to stop and saved; a scheduler may queue the same command again
 
@@ -31,3 +34,16 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
         raise OSError(code, f"{os.strerror(code)}: signal {number} at the parent's end")
     if os.getppid() != expected:  # it ended before the request was made: the kernel sends nothing any more
         signal.raise_signal(number)
+
+
+@contextmanager
+def no_child_outlives() -> Iterator[None]:
+    """Around what may fail while it has multiprocessing children, loader workers say, that write nothing.
+
+    They ignore SIGTERM, with which Python would ask them to end when this process does, and wait for ever.
+    """
+    try:
+        yield
+    finally:
+        for child in multiprocessing.active_children():
+            child.kill()

@@ -1,5 +1,6 @@
 """Builds the Composer trainer of one phase: fresh, handed over from its parent, or resumed where it stopped."""
 import logging
+import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import reproducibility
 from torch import nn
 
+from mmbert.atomic import make_folder
 from mmbert.checkpoint import (
     checkpoint_bytes,
     is_valid,
@@ -74,6 +76,7 @@ class Phase:
         Raises:
             FileNotFoundError, ValueError, OSError: one line that names the key or file, the value and the remedy.
         """
+        check_open_files(config)
         tokenizer = load_tokenizer(Path(config.tokenizer))
         if tokenizer.vocab_size > config.model.vocab_size:
             raise ValueError(
@@ -85,7 +88,7 @@ class Phase:
         locks: list[RunLock] = []
 
         def take_folder() -> None:
-            config.run_folder.mkdir(parents=True, exist_ok=True)
+            make_folder(config.run_folder)
             locks.append(hold_run(config.run_folder))
 
         ranks.by_first(take_folder)
@@ -93,10 +96,14 @@ class Phase:
 
     def identity(self) -> dict[str, Any]:
         """All that a restart must have in common with the run, flat: key -> value."""
-        flat = flatten(self.config.as_dict())
-        kept = {key: value for key, value in flat.items() if not any(within(key, free) for free in MAY_CHANGE)}
         streams = {f"shards.{name}": digest for name, digest in self.data.digests().items()}
-        return {**kept, **streams, "tokenizer.digest": self.tokenizer.digest}
+        return {**recipe(self.config), **streams, "tokenizer.digest": self.tokenizer.digest}
+
+
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """The part of the configuration that a restart must have in common with the run, flat: key -> value."""
+    flat = flatten(config.as_dict())
+    return {key: value for key, value in flat.items() if not any(within(key, free) for free in MAY_CHANGE)}
 
 
 def within(key: str, section: str) -> bool:
@@ -178,6 +185,17 @@ def starting_point(phase: Phase) -> Path | None:
     return finished_parent(phase.config, phase.tokenizer)
 
 
+def check_open_files(config: RunConfig) -> None:
+    """Refuse to start where the loader's pipes would not fit.
+
+    Raises:
+        OSError: names the limit and what is needed.
+    """
+    needed, limit = 32 + 8 * config.data.num_workers, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit < needed:
+        raise OSError(f"this process may open {limit} files, and needs {needed}: raise it with `ulimit -n {needed}`")
+
+
 def check_space(folder: Path, model: nn.Module) -> None:
     """Refuse to start where not even one checkpoint can be written.
 
@@ -192,13 +210,22 @@ def check_space(folder: Path, model: nn.Module) -> None:
         )
 
 
-def is_finished(run_folder: Path) -> bool:
-    """Whether the run has reached its duration; hashes the checkpoint only if it says so."""
-    for newest in step_folders(run_folder)[:1]:
+def is_finished(config: RunConfig) -> bool:
+    """Whether the run has reached its duration; hashes the checkpoint only if it says so.
+
+    Raises:
+        ValueError: it has, with another recipe: a longer duration, say, would be ignored.
+    """
+    for newest in step_folders(config.run_folder)[:1]:
         try:
-            return bool(read_state(newest)["finished"]) and is_valid(newest)
+            state = read_state(newest)
         except (ValueError, OSError):
             return False  # broken: whoever goes on with the run will say so
+        if state["finished"] and is_valid(newest):
+            saved = state["identity"].items()
+            asked = {key: value for key, value in saved if not key.startswith(("shards.", "tokenizer."))}
+            check_identity(newest, asked, recipe(config))
+            return True
     return False
 
 

@@ -81,17 +81,21 @@ def gradient_becomes(value: float, steps: Collection[int], rank: int | None = No
     replace(Engine, "run_event", changed)
 
 
-def poison(steps: Collection[int]) -> None:
-    """The loss of these steps is high, and its gradient leads away from what was learned."""
+def disturb_weights(step: int) -> None:
+    """From this step on the weights are not what was learned, the same on all ranks: the loss is high and stays so."""
     from mmbert.mlm import MaskedLM
 
-    loss = MaskedLM.loss
+    forward = MaskedLM.forward
 
-    def changed(self: Any, outputs: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
-        right = loss(self, outputs, batch)
-        return 100.0 - right if now.step in steps else right
+    def changed(self: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        if now.step == step:
+            noise = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter += torch.randn(parameter.shape, generator=noise)
+        return forward(self, batch)
 
-    replace(MaskedLM, "loss", changed)
+    replace(MaskedLM, "forward", changed)
 
 
 def hang_at_step(step: int, rank: int | None = None) -> None:

@@ -11,7 +11,13 @@ import pytest
 from mmbert.checkpoint import newest_checkpoint
 from tests.conftest import Corpus, Finished
 from tests.faults.injected import (
-    at_row, be_killed, exit_at_step, fail_as_a_decoder_may, hang_at_step, raise_at_step, sleep_for_ever,
+    at_row,
+    be_killed,
+    exit_at_step,
+    fail_as_a_decoder_may,
+    hang_at_step,
+    raise_at_step,
+    sleep_for_ever,
 )  # fmt: skip
 from tests.faults.oracle import check_same_end, processes_of
 from tests.guards import (
@@ -162,7 +168,7 @@ def test_a_rank_that_crashes_takes_the_other_down_within_seconds(
     assert time.monotonic() - began < 60
 
 
-# ----------------------------------------------------------------------------------------------- orphans and two writers
+# --------------------------------------------------------------------------------------------- orphans and two writers
 
 
 @pytest.mark.fault(17)
@@ -210,7 +216,8 @@ def test_without_the_parents_signal_a_loader_worker_outlives_its_run(
 ) -> None:
     """A loader worker that is busy goes on after its run was killed."""
     changes = [without_parent_signal, partial(at_row, 60, sleep_for_ever)]
-    run = Run([prepare(tmp_path / "it", corpus), "data.num_workers=2"], tmp_path / "x.jsonl", kill_at=14, changes=changes)
+    arguments = [prepare(tmp_path / "it", corpus), "data.num_workers=2"]
+    run = Run(arguments, tmp_path / "x.jsonl", kill_at=14, changes=changes)
     started.append(run)
     assert run.wait().exit_code == -signal.SIGKILL
     time.sleep(3.0)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mmbert.checkpoint import newest_checkpoint, step_folders
 from mmbert.ledger import read_ledger
 from tests.conftest import Corpus
-from tests.faults.injected import flip_weight_bit, gradient_becomes, loss_becomes, poison
+from tests.faults.injected import disturb_weights, flip_weight_bit, gradient_becomes, loss_becomes
 from tests.faults.oracle import check_same_end, check_tidy, fingerprint
 from tests.guards import without_finite_steps, without_rank_comparison, without_spike_rollback
 from tests.training_runs import Change, Outcome, prepare, train, train_ranks
@@ -64,7 +64,8 @@ def test_a_fault_of_one_rank_is_skipped_on_both(corpus: Corpus, tmp_path: Path, 
     run_folder = tmp_path / "it" / "runs" / "phase1"
     assert list(skipped(run_folder)) == [5]
     assert is_finite(run_folder)
-    assert [step["optimizer_step"] for step in outcomes[0].steps] == [step["optimizer_step"] for step in outcomes[1].steps]
+    first, second = ([step["optimizer_step"] for step in outcome.steps] for outcome in outcomes)
+    assert first == second
 
 
 @pytest.mark.fault(12)
@@ -97,31 +98,33 @@ def test_without_the_check_one_bad_step_is_in_the_weights_for_good(corpus: Corpu
     assert not all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())
 
 
-SPIKES = "spikes={sigma: 8, window: 8, patience: 2}"
+SPIKES = "spikes={sigma: 8, window: 8, patience: 4}"
 
 
 def train_through_a_spike(
     corpus: Corpus, folder: Path, arguments: list[str], changes: list[Change], kills: tuple[int, ...] = ()
 ) -> Outcome:
-    """Steps 12 and 13 are poisoned: their loss is high, and their gradients lead astray."""
+    """In step 12 the weights are thrown off, and the loss stays high."""
     yaml = prepare(folder, corpus)
-    poisoned = [partial(poison, steps=[12, 13]), *changes]
+    disturbed = [partial(disturb_weights, 12), *changes]
     for step in kills:
-        assert train([yaml, *arguments], folder / "steps.jsonl", kill_at=step, changes=poisoned).exit_code == -9
-    outcome = train([yaml, *arguments], folder / "steps.jsonl", changes=poisoned)
+        assert train([yaml, *arguments], folder / "steps.jsonl", kill_at=step, changes=disturbed).exit_code == -9
+    outcome = train([yaml, *arguments], folder / "steps.jsonl", changes=disturbed)
     assert outcome.exit_code == 0, outcome.output
     return outcome
 
 
 @pytest.mark.fault(13)
-def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kills(corpus: Corpus, tmp_path: Path) -> None:
+def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kills(
+    corpus: Corpus, tmp_path: Path
+) -> None:
     train_through_a_spike(corpus, tmp_path / "whole", [SPIKES], [])
     whole = tmp_path / "whole" / "runs" / "phase1"
     events = [event for event in read_ledger(whole).events if event.name == "rolled_back"]
-    assert [(event.step, event.values["to_step"]) for event in events] == [(13, 9)]
-    assert [record.first_row for record in read_ledger(whole).steps] == list(range(0, 4 * 20, 4))  # no row is read again
+    assert [(event.step, event.values["to_step"]) for event in events] == [(15, 9)]
+    assert [record.first_row for record in read_ledger(whole).steps] == list(range(0, 4 * 20, 4))  # none again
     check_tidy(whole)
-    train_through_a_spike(corpus, tmp_path / "killed", [SPIKES], [], kills=(12, 13, 14))
+    train_through_a_spike(corpus, tmp_path / "killed", [SPIKES], [], kills=(13, 15, 16))
     check_same_end(tmp_path / "killed" / "runs" / "phase1", whole)
 
 
@@ -133,8 +136,8 @@ def test_where_spikes_are_not_asked_for_nothing_is_done(corpus: Corpus, tmp_path
 
 @pytest.mark.fault(13)
 def test_a_spike_with_no_checkpoint_from_before_it_ends_the_run_with_the_remedy(corpus: Corpus, tmp_path: Path) -> None:
-    arguments = [SPIKES, "checkpoint.interval=1M"]
-    outcome = train([prepare(tmp_path / "it", corpus), *arguments], tmp_path / "x.jsonl", changes=[partial(poison, [12, 13])])
+    arguments = [prepare(tmp_path / "it", corpus), SPIKES, "checkpoint.interval=1M"]
+    outcome = train(arguments, tmp_path / "x.jsonl", changes=[partial(disturb_weights, 12)])
     assert outcome.exit_code == 1
     assert "the loss has been high since step 12" in outcome.output
     assert "lower checkpoint.interval or raise checkpoint.keep" in outcome.output
@@ -142,16 +145,18 @@ def test_a_spike_with_no_checkpoint_from_before_it_ends_the_run_with_the_remedy(
 
 @pytest.mark.fault(13, control=True)
 def test_without_the_rollback_what_was_learned_is_lost(corpus: Corpus, tmp_path: Path) -> None:
-    """The weights go astray: the loss after the spike is higher than after a rollback."""
+    """What was learned is lost: the loss stays above twice what it is after a rollback."""
     back = train_through_a_spike(corpus, tmp_path / "back", [SPIKES], [])
     astray = train_through_a_spike(corpus, tmp_path / "astray", [SPIKES], [without_spike_rollback])
-    after, without = (float.fromhex(outcome.steps[13]["loss"]) for outcome in (back, astray))
-    assert without > after
+    after, without = (float.fromhex(outcome.steps[15]["loss"]) for outcome in (back, astray))
+    assert without > 2 * after
     assert fingerprint(tmp_path / "back" / "runs" / "phase1") != fingerprint(tmp_path / "astray" / "runs" / "phase1")
 
 
 @pytest.mark.fault(29)
-def test_a_weight_bit_that_flips_on_one_rank_is_named_and_not_saved(corpus: Corpus, two_ranks: Path, tmp_path: Path) -> None:
+def test_a_weight_bit_that_flips_on_one_rank_is_named_and_not_saved(
+    corpus: Corpus, two_ranks: Path, tmp_path: Path
+) -> None:
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
     outcomes = train_ranks([yaml], tmp_path / "steps.jsonl", changes=[partial(flip_weight_bit, step=10, rank=1)])
     for outcome in outcomes:
@@ -163,7 +168,9 @@ def test_a_weight_bit_that_flips_on_one_rank_is_named_and_not_saved(corpus: Corp
 
 
 @pytest.mark.fault(29, control=True)
-def test_without_the_comparison_drifted_ranks_train_and_save_on(corpus: Corpus, two_ranks: Path, tmp_path: Path) -> None:
+def test_without_the_comparison_drifted_ranks_train_and_save_on(
+    corpus: Corpus, two_ranks: Path, tmp_path: Path
+) -> None:
     """The ranks train and save on with different weights, and nobody knows."""
     changes = [without_rank_comparison, partial(flip_weight_bit, step=10, rank=1, bit=22)]
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"

@@ -1,0 +1,45 @@
+"""Floating-point operations of a training step: matrix products and attention, a multiplication and an addition each.
+
+Elementwise work is not counted, nor anything computed twice. Backward is twice forward. Pure functions.
+"""
+from collections.abc import Sequence
+
+from mmbert.config import ModelConfig
+
+
+def scored_pairs(lengths: Sequence[int], window: int | None) -> int:
+    """Pairs of query and key that attention scores in a batch of documents.
+
+    Args:
+        lengths: tokens of each document.
+        window: keys seen to each side of a query; None for the whole document.
+    """
+    if window is None:
+        return sum(length * length for length in lengths)
+    # All within the window on one side: 0 + 1 + ... + window, then window each; twice, and the token itself.
+    sides = (
+        min(window, length - 1) * (min(window, length - 1) + 1) // 2 + max(0, length - 1 - window) * window
+        for length in lengths
+    )
+    return sum(2 * side + length for side, length in zip(sides, lengths, strict=True))
+
+
+def forward_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> int:
+    """One forward pass over a packed batch, only masked tokens reaching the head.
+
+    Args:
+        lengths: tokens of each document.
+        num_masked: tokens that have a label.
+    """
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    num_global = -(-layers // config.global_attn_every_n_layers)
+    per_token = layers * (2 * hidden * 3 * hidden + 2 * hidden * hidden + 2 * hidden * 2 * inner + 2 * inner * hidden)
+    pairs = num_global * scored_pairs(lengths, None)
+    pairs += (layers - num_global) * scored_pairs(lengths, config.local_attention // 2)
+    head = 2 * hidden * hidden + 2 * hidden * config.vocab_size
+    return sum(lengths) * per_token + 4 * hidden * pairs + num_masked * head
+
+
+def training_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> int:
+    """Forward and backward."""
+    return 3 * forward_flops(config, lengths, num_masked)

@@ -1,0 +1,157 @@
+"""Turn a published ModernBERT into a finished run, from which training continues, and prove that it is the same model.
+
+    python -m mmbert.import_from_hf --model FOLDER --tokenizer data/tokenizer --output runs/mmbert-base/published
+
+`parent: published` in a YAML continues from it; the lines that it needs are printed. Nothing is renamed, and float16
+and bfloat16 become float32, which holds each of their numbers: `mmbert.convert_to_hf` gives the same tensors back, bit
+for bit. Before the run takes its place, the logits of fixed documents are compared with those of transformers, which
+reads the published files itself; import.json keeps the result.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mmbert.atomic import partial_folder, publish_folder
+from mmbert.checkpoint import save_checkpoint, sha256_of
+from mmbert.command import errors_in_one_line
+from mmbert.config import ModelConfig, OptimizerConfig
+from mmbert.convert_to_hf import MAX_LOGIT_DIFFERENCE, fixed_documents, hf_max_logit_difference
+from mmbert.model import MmBertForMaskedLM
+from mmbert.optim import build_optimizer
+from mmbert.published_model import (
+    CARRIED,
+    DROPOUTS,
+    FIXED,
+    Stored,
+    check_tensors,
+    check_tokenizer,
+    load_stored,
+    model_config,
+    read_config,
+    stored_tensors,
+)
+from mmbert.tokenizer import Tokenizer, load_tokenizer
+
+RECORD = "import.json"
+
+
+@contextmanager
+def reference_folder(written: dict[str, Any], stored: dict[str, Stored], tokenizer: Tokenizer) -> Iterator[Path]:
+    """A folder for transformers: its own words of config.json and its own files, and nothing else that may lie there.
+
+    The thetas stand, or are missing, as they were published: what that means is transformers' to say.
+    """
+    keys = (*CARRIED, *FIXED, *DROPOUTS, "architectures", "tie_word_embeddings")
+    config = {key: written[key] for key in keys if key in written} | {"pad_token_id": tokenizer.pad_token_id}
+    places = {name: entry.path.name for name, entry in stored.items()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.json").write_text(json.dumps(config))
+        for path in {entry.path for entry in stored.values()}:
+            (folder / path.name).symlink_to(path.resolve())
+        if not (folder / "model.safetensors").exists():
+            index = {"metadata": {}, "weight_map": places}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        yield folder
+
+
+def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[ModelConfig, float]:
+    """Write the finished run `output`, whole or not at all.
+
+    Args:
+        folder: config.json and safetensors of a ModernBertForMaskedLM.
+        tokenizer_folder: the tokenizer that the training data were prepared with.
+        output: a new folder.
+
+    Returns:
+        The model section, and the largest difference of a logit, see hf_max_logit_difference.
+
+    Raises:
+        OSError, ValueError: an input is missing or unfit, `output` exists, or the logits differ.
+    """
+    if os.path.lexists(output):
+        raise FileExistsError(f"--output {output} exists; remove it, or name another folder")
+    tokenizer = load_tokenizer(tokenizer_folder)
+    written = read_config(folder / "config.json")
+    config = model_config(written, folder / "config.json")
+    check_tokenizer(written, config, tokenizer, folder)
+    stored = stored_tensors(folder)
+    check_tensors(stored, config, written.get("tie_word_embeddings", True), folder)
+    model = MmBertForMaskedLM(config).eval()
+    load_stored(stored, model)
+    optimizer = build_optimizer(model, OptimizerConfig(1.0, (0.9, 0.95), 1e-8, 0.0), on_gpu=False)
+    with partial_folder(output) as partial:
+        save_checkpoint(partial, 0, model, optimizer, first_state(config, tokenizer, output.name))
+        with reference_folder(written, stored, tokenizer) as reference:
+            difference = hf_max_logit_difference(model, reference, fixed_documents(tokenizer))
+        if not difference <= MAX_LOGIT_DIFFERENCE:  # NaN too
+            raise ValueError(
+                f"{folder}: the imported model's logits differ by {difference:.2e}, more than {MAX_LOGIT_DIFFERENCE:g};"
+                f" {output} was not written. Check the versions of torch and transformers against requirements.txt"
+            )
+        record = {
+            "hf_max_logit_difference": difference,
+            "model": str(folder),
+            "model_sha256": {path.name: sha256_of(path) for path in sorted({entry.path for entry in stored.values()})},
+            "tokenizer_digest": tokenizer.digest,
+        }
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        publish_folder(partial, output)
+    return config, difference
+
+
+def first_state(config: ModelConfig, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
+    """What state.json says of a run that is finished and has trained on nothing."""
+    return {
+        "name": name,
+        "step": 0,
+        "rows": 0,
+        "tokens": 0,
+        "seconds": 0.0,
+        "finished": True,
+        "callbacks": {},
+        "tokens_per_stream": {},
+        "config": {"model": asdict(config), "tokenizer": str(tokenizer.folder), "duration": 0},
+        "identity": {"tokenizer.digest": tokenizer.digest},
+    }
+
+
+def yaml_lines(config: ModelConfig, tokenizer_folder: Path, output: Path) -> str:
+    """What a YAML must say to continue from `output`."""
+    model = {key: getattr(config, key) for key in CARRIED}
+    run = {"run_root": str(output.parent), "parent": output.name, "tokenizer": str(tokenizer_folder)}
+    return OmegaConf.to_yaml({**run, "model": model})
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Command line of the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmbert.import_from_hf", description="Turn a published ModernBERT into a finished run."
+    )
+    parser.add_argument("--model", type=Path, required=True, help="folder with config.json and model.safetensors")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer of the training data")
+    parser.add_argument("--output", type=Path, required=True, help="run folder to write, RUN_ROOT/NAME")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; a mistake of the user ends it with one line and exit code 1."""
+    options = parse_arguments(arguments)
+    with errors_in_one_line():
+        config, difference = import_model(options.model, options.tokenizer, options.output)
+    print(f"# {options.output}: {options.model}, largest difference of a logit {difference:.2e}")
+    print("# Continue from it with these lines in a YAML; the optimizer starts anew: give learning_rate.warmup.")
+    print(yaml_lines(config, options.tokenizer, options.output), end="")
+
+
+if __name__ == "__main__":
+    main()
