@@ -78,7 +78,7 @@ test: env  ## the whole CPU test suite
 KILLS ?= 60
 
 faults: env  ## KILLS=<number>: break real runs in every way that docs/reliability.md lists, and write that page
-	$(BIN)/python -m pytest -m fault --long --kills=$(KILLS) --reliability=docs/reliability.md
+	$(BIN)/python -m tests.faults.run --kills $(KILLS)
 
 check: env  ## lint and types
 	$(BIN)/ruff check .

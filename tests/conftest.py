@@ -22,11 +22,12 @@ Finished = tuple[Path, dict[str, Outcome]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
     parser.addoption("--kills", type=int, default=6, help="runs to kill at random points")
-    parser.addoption("--reliability", metavar="PAGE", help="write what the fault suite found")
+    parser.addoption("--shared", metavar="FOLDER", help="share the test files with other processes; `make faults` does")
+    parser.addoption("--process", type=int, default=0, help="number of this process among them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Reliability(config.option.reliability))
+    config.pluginmanager.register(Reliability(config.option.shared))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -43,9 +43,7 @@ def publish(parent: Path, dtype: torch.dtype = torch.float32, max_shard_size: st
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
-            parameter.copy_(parameter.to(dtype))
-    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(parent / "hub", state_dict=weights, max_shard_size=max_shard_size)
+    torch.nn.Module.to(model, dtype).save_pretrained(parent / "hub", max_shard_size=max_shard_size)
     return parent / "hub"
 
 

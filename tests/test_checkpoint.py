@@ -72,6 +72,7 @@ def test_going_back_to_a_checkpoint_cures_moments_and_weights_that_are_not_finit
     assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(model, optimizer), strict=True))
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
 @pytest.mark.parametrize("moment", [None, "exp_avg", "exp_avg_sq"])
 def test_what_is_not_finite_is_never_saved(tmp_path: Path, bad: float, moment: str | None) -> None:
@@ -119,6 +120,7 @@ def flip(path: Path, bit: int) -> bytes:
     return content
 
 
+@pytest.mark.fault(10)
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     """1,000 random ones; the manifest, which no hash protects, has its share, and may mean the same as before."""
     checkpoint = save_tiny(tmp_path, 1)
@@ -134,6 +136,7 @@ def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     assert is_valid(checkpoint)
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("name", ALL_FILES)
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
 def test_torn_files_are_refused(tmp_path: Path, name: str, kept: float) -> None:
@@ -147,6 +150,7 @@ def test_torn_files_are_refused(tmp_path: Path, name: str, kept: float) -> None:
     assert why_invalid(checkpoint) == f"{checkpoint / name} is missing"
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_files_of_another_checkpoint_are_refused(tmp_path: Path, name: str) -> None:
     one, other = save_tiny(tmp_path, 1), save_tiny(tmp_path, 2)
@@ -186,6 +190,7 @@ def test_a_manifest_of_another_form_is_refused(tmp_path: Path, manifest: dict[st
 
 
 # --------------------------------------------------------------------------------------------------------- retention
+@pytest.mark.fault(7)
 def test_exactly_what_should_stay_stays_after_any_number_of_saves_and_restarts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +284,7 @@ def test_nothing_is_there_to_tidy(tmp_path: Path) -> None:
         newest_checkpoint(tmp_path)
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("num_broken", [0, 1, 2])
 def test_broken_checkpoints_newer_than_the_newest_whole_one_are_set_aside(
     tmp_path: Path, num_broken: int, caplog: pytest.LogCaptureFixture
@@ -305,6 +311,7 @@ def test_a_broken_checkpoint_gets_a_free_name(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "step-0000000001"]
 
 
+@pytest.mark.fault(8)
 def test_when_all_are_broken_none_is_touched_and_the_run_does_not_start_anew(tmp_path: Path) -> None:
     for step in (1, 2):
         spoil(save_tiny(tmp_path, step))
@@ -327,6 +334,7 @@ def test_a_name_that_no_folder_bears_is_a_broken_checkpoint_not_none(tmp_path: P
     assert (tmp_path / "broken-step-0000000007").is_symlink() == (make == "link")
 
 
+@pytest.mark.fault(2, 7)
 def test_what_kills_left_goes_and_what_they_moved_aside_comes_back(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_tiny(tmp_path, step)

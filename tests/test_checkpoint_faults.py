@@ -72,6 +72,7 @@ def killed_everywhere(template: Path, work: Callable[[Path], Any]) -> Iterator[P
     raise AssertionError("it never ends")
 
 
+@pytest.mark.fault(2)
 def test_killed_at_any_operation_of_save_and_prune_the_old_or_the_new_one_is_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_killed_at_any_operation_of_save_and_prune_the_old_or_the_new_one_is_new
     assert set(found) == {4, 5}
 
 
+@pytest.mark.fault(2)
 def test_killed_at_any_operation_of_saving_a_step_again_its_old_or_new_content_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ def test_killed_at_any_operation_of_saving_a_step_again_its_old_or_new_content_i
     assert set(found) == {False, True}
 
 
+@pytest.mark.fault(2)
 def test_killed_at_any_operation_of_tidying_the_next_one_ends_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +187,7 @@ class FullDisk:
         patch.setattr(checkpoint_files, "save_file", self.save_file)
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("step", [3, 2], ids=["a new step", "a step again"])
 def test_a_disk_that_is_full_at_any_operation_leaves_the_older_ones_whole_and_no_half_one(
     tmp_path: Path, step: int
@@ -216,6 +220,7 @@ def test_a_disk_that_is_full_at_any_operation_leaves_the_older_ones_whole_and_no
     assert content_of(run) == after  # in the end nothing failed
 
 
+@pytest.mark.fault(6)
 def test_a_file_that_may_grow_no_further_is_an_error_of_the_system_and_leaves_nothing(tmp_path: Path) -> None:
     """The kernel's own refusal, at every 40th byte of the largest file, by a limit on the size of files."""
     run = tmp_path / "run"
@@ -252,6 +257,7 @@ def test_a_failed_save_says_which_file_and_why(tmp_path: Path, monkeypatch: pyte
 
 
 # --------------------------------------------------------------------------------------------------------- power cut
+@pytest.mark.fault(2)
 def test_everything_is_on_disk_before_it_gets_its_name_and_the_name_before_save_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def save_run(tmp_path: Path, corpus: Any) -> Run:
             "finished": True,
             "callbacks": {},
             "tokens_per_stream": {},
-            "config": {"model": asdict(model.config), "tokenizer": str(corpus.tokenizer)},
+            "config": {"model": asdict(model.config), "tokenizer": str(corpus.tokenizer), "duration": 1000},
             "identity": {"tokenizer.digest": tokenizer.digest},
         }
         optimizer: Any = SimpleNamespace(state={}, param_groups=[])

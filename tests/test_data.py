@@ -122,6 +122,7 @@ def test_the_batch_says_what_the_global_batch_holds(config: RunConfig) -> None:
     assert batch["digest"] == int(batch["row_hashes"].sum())
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_disappears_stops_the_run_instead_of_ending_the_epoch(
     config: RunConfig, corpus: Corpus, workers: int
@@ -139,6 +140,7 @@ def test_a_shard_that_disappears_stops_the_run_instead_of_ending_the_epoch(
         hidden.rename(shard)
 
 
+@pytest.mark.fault(5)
 def test_a_worker_that_is_killed_is_an_error_in_one_line(config: RunConfig) -> None:
     config = replace(config, data=replace(config.data, num_workers=2))
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))

@@ -110,6 +110,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
         launched.process.wait(timeout=60)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
 def test_a_signal_reaches_every_rank_as_it_is_and_all_that_stop_end_with_85(
     launch: Launch, number: signal.Signals
@@ -140,6 +141,7 @@ def test_a_signal_after_the_last_rank_does_not_change_the_status(
     assert (status, messages) == (85, "")
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=str)
 @pytest.mark.parametrize("script", [LISTEN, "listen(stop); wait()"], ids=["that ask for it", "that do not"])
 def test_ranks_are_told_when_the_launcher_dies(launch: Launch, script: str, number: signal.Signals) -> None:
@@ -151,6 +153,7 @@ def test_ranks_are_told_when_the_launcher_dies(launch: Launch, script: str, numb
     launched.await_lines("rank 0 got 15", "rank 1 got 15")
 
 
+@pytest.mark.fault(15)
 def test_a_killed_rank_is_named_and_ends_the_others(launch: Launch) -> None:
     """The status is that of the rank that was killed, not of those that the launcher ended."""
     launched = launch("listen(lambda number, frame: sys.exit(7)); say(f'{os.getpid()} {rank}'); wait()", "--nproc 3")
@@ -162,6 +165,7 @@ def test_a_killed_rank_is_named_and_ends_the_others(launch: Launch) -> None:
     assert messages == "launch: rank 1 was killed by signal 9 (SIGKILL: often out of memory); ending the others\n"
 
 
+@pytest.mark.fault(15)
 def test_of_two_that_fail_at_once_the_killed_one_is_named(launch: Launch) -> None:
     """Ranks fail when they lose another, so the one that a signal ended is the cause."""
     launched = launch("say(f'{os.getpid()} {rank}'); listen(lambda *_: sys.exit(7)); wait()")
@@ -198,6 +202,7 @@ def test_an_error_is_seen_at_once_and_not_when_the_others_have_ended(launch: Lau
     assert launched.end()[0] == 1
 
 
+@pytest.mark.fault(15)
 def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(launch: Launch) -> None:
     launched = launch("listen(signal.SIG_IGN)\nif rank == 0: wait()\nawait_go()\nsys.exit(4)", grace=0.3)
     launched.await_lines("rank 0 waits", "rank 1 waits")

@@ -51,6 +51,7 @@ def test_every_start_is_a_new_attempt_known_from_the_last_line_alone(tmp_path: P
     assert Ledger(tmp_path).attempt == 43
 
 
+@pytest.mark.fault(2, 30)
 def test_a_kill_at_any_byte_costs_only_the_line_that_was_being_written(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.event("start", {"step": 0})
@@ -71,6 +72,7 @@ def test_a_kill_at_any_byte_costs_only_the_line_that_was_being_written(tmp_path:
         assert len(read_ledger(tmp_path).events) == (2 if lines else 1)
 
 
+@pytest.mark.fault(2)
 def test_blocks_that_a_power_cut_kept_from_the_disk_are_cut_off(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.step(record(1))
@@ -93,6 +95,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("room", [0.0, 0.01, 0.5, 0.99], ids=str)
 def test_a_full_disk_costs_nothing_once_there_is_room_again(tmp_path: Path, room: float) -> None:
     """There is room for a part of the line, and the disk is still full at the second try."""
@@ -189,6 +192,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
     assert ledger.path.read_bytes() == b""
 
 
+@pytest.mark.fault(30)
 def test_every_step_counts_once_by_its_latest_attempt(tmp_path: Path) -> None:
     history = RunHistory([record(1), record(2), record(3), record(2, attempt=2)], [])
     assert history.steps == [record(1), record(2, attempt=2), record(3)]

@@ -61,7 +61,7 @@ def save(run_folder: Path, config: RunConfig, data: PhaseData, last: StepRecord,
     state = {
         "name": config.name, "step": last.step, "rows": last.last_row, "tokens": last.tokens, "seconds": 1.0,
         "finished": False, "tokens_per_stream": sums, "callbacks": {}, "config": config.as_dict(),
-        "identity": {f"shards.{name}": digest for name, digest in data.digests().items()},
+        "identity": {f"shards.{name}": digest for name, digest in data.digests().items()} | {"tokenizer.digest": "0"},
     }  # fmt: skip
     save_checkpoint(run_folder, last.step, model, optimizer, state)
 

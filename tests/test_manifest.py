@@ -39,6 +39,7 @@ def test_a_manifest_read_back_is_the_one_written(stream: Path):
     assert read_manifest(stream).digest == manifest.digest != replace(manifest, tokens=1).digest
 
 
+@pytest.mark.fault(28)
 def test_every_changed_character_of_a_manifest_is_noticed(stream: Path):
     path = stream / "manifest.json"
     content = path.read_bytes()
@@ -75,12 +76,14 @@ def test_languages_are_listed_without_unfinished_folders(stream: Path):
         list_languages(stream.parents[2], "train", "won")
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("split, source, language", [("test", "a", "b"), ("train", "..", "b"), ("train", "a", "/b")])
 def test_a_stream_name_cannot_leave_the_root(split: str, source: str, language: str):
     with pytest.raises(ValueError, match=r"must be one of|may hold only"):
         stream_folder(Path("root"), split, source, language)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     "wrong, reason",
     [
@@ -106,6 +109,7 @@ def edit_index(stream: Path, **changes: object) -> None:
     write_manifest(stream, replace(read_manifest(stream), index_sha256=hashlib.sha256(content).hexdigest()))
 
 
+@pytest.mark.fault(27, 28)
 @pytest.mark.parametrize(
     "changes, reason",
     [
@@ -147,6 +151,7 @@ def rename_shard(stream: Path, name: str) -> None:
     edit_index(stream, raw_data={"basename": name, "bytes": record.bytes, "hashes": {}})
 
 
+@pytest.mark.fault(27)
 def test_a_shard_outside_the_folder_is_refused_even_if_all_else_agrees(stream: Path):
     outside = stream.parent / "shard.00000.mds"
     os.link(stream / "shard.00000.mds", outside)

@@ -35,6 +35,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=str)
 def test_a_child_is_told_when_its_parent_ends_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
     word = tmp_path / "word"

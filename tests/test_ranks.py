@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -89,6 +90,7 @@ def test_one_rank_is_told_what_it_says() -> None:
     assert told_error(alone, ValueError("plain")) == "plain"
 
 
+@pytest.mark.fault(29)
 def test_every_single_bit_of_the_weights_changes_their_digest() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))

@@ -60,6 +60,7 @@ def holder(folder: Path, then: str = "") -> Iterator[tuple[subprocess.Popen[str]
             process.kill()
 
 
+@pytest.mark.fault(17)
 def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) -> None:
     with holder(tmp_path) as (process, _):
         said = json.loads((tmp_path / "lock").read_text())
@@ -72,6 +73,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) 
             assert message == f"{tmp_path} is being trained by {holds}; wait for it, or stop it"
 
 
+@pytest.mark.fault(17)
 def test_a_killed_holder_frees_the_run_at_once_though_its_child_lives(tmp_path: Path) -> None:
     with holder(tmp_path, FORK) as (process, printed):
         process.kill()
@@ -90,6 +92,7 @@ def test_what_an_earlier_holder_left_is_replaced(tmp_path: Path) -> None:
     lock.release()
 
 
+@pytest.mark.fault(17)
 def test_a_child_neither_shares_the_lock_nor_ends_it(tmp_path: Path) -> None:
     with holder(tmp_path, TRY_IN_A_FORK) as (process, printed):
         assert printed == ["7\n"]

@@ -11,6 +11,7 @@ def test_high_is_six_standard_deviations_above_the_mean(loss: float, expected: b
     assert is_high(loss, CALM, sigma=6.0) is expected
 
 
+@pytest.mark.fault(13)
 def test_a_high_step_is_counted_and_kept_out_of_the_calm_ones() -> None:
     assert count_high(10.0, CALM, 2, sigma=6.0, window=16) == (CALM, 3)
 

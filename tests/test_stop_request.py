@@ -14,6 +14,7 @@ def run(body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", head.format("signal.SIGTERM") + body], capture_output=True, text=True)
 
 
+@pytest.mark.fault(1)
 def test_a_signal_before_there_is_anything_to_save_ends_the_process_with_85() -> None:
     done = run("with StopRequest() as request:\n  request.listen()\n  ask()\n  print('went on')\n")
     assert done.returncode == 85
@@ -21,6 +22,7 @@ def test_a_signal_before_there_is_anything_to_save_ends_the_process_with_85() ->
     assert "before the first step" in done.stderr
 
 
+@pytest.mark.fault(1)
 def test_a_signal_during_the_imports_waits_for_listen_whatever_handlers_they_install() -> None:
     done = run(
         "with StopRequest() as request:\n  ask()\n  signal.signal(signal.SIGTERM, lambda *_: os._exit(143))\n"
@@ -30,6 +32,7 @@ def test_a_signal_during_the_imports_waits_for_listen_whatever_handlers_they_ins
     assert done.stdout == "imported\n"
 
 
+@pytest.mark.fault(1)
 def test_a_deferred_signal_is_noted_and_a_second_changes_nothing() -> None:
     done = run(
         "with StopRequest() as request:\n  request.listen()\n  request.defer()\n  ask()\n  ask()\n"

@@ -17,20 +17,6 @@ from mmbert.config import load_config
 from tests.conftest import Corpus
 from tests.training_runs import Outcome, train, write_yamls
 
-PHASES = ("phase1", "phase2", "phase3")
-
-
-@pytest.fixture(scope="module")
-def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Outcome]]:
-    """The three phases, uninterrupted, dropout on: the folder and each phase's steps."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    write_yamls(folder, corpus)
-    outcomes = {}
-    for phase in PHASES:
-        outcomes[phase] = train([folder / f"{phase}.yaml"], folder / f"{phase}.jsonl")
-        assert outcomes[phase].exit_code == 0, outcomes[phase].output
-    return folder, outcomes
-
 
 def test_phases_run_to_their_duration_and_are_marked_finished(finished: tuple[Path, dict[str, Outcome]]) -> None:
     folder, outcomes = finished
@@ -84,6 +70,7 @@ def test_weights_and_moments_carry_over_to_the_next_phase(
     assert (after[name] != before[name]).any()
 
 
+@pytest.mark.fault(2, 14)
 @pytest.mark.parametrize("phase, kills", [("phase1", (3, 9, 20)), ("phase3", (2, 11))])
 def test_killed_runs_go_on_bit_for_bit(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path, phase: str, kills: tuple[int, ...]
@@ -107,6 +94,7 @@ def test_killed_runs_go_on_bit_for_bit(
     assert read_state(own)["tokens_per_stream"] == read_state(other)["tokens_per_stream"]
 
 
+@pytest.mark.fault(1, 14)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=str)
 def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_bit_for_bit(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path, number: signal.Signals
@@ -179,6 +167,7 @@ def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> N
         assert max(relative.values()) < 1e-5, relative
 
 
+@pytest.mark.fault(22)
 def test_two_ranks_train_as_one(corpus: Corpus, tmp_path: Path) -> None:
     """Composer's launcher, gloo, no dropout: the same rows and masks, and weights within fp32 rounding."""
     write_yamls(tmp_path, corpus)
@@ -248,6 +237,7 @@ def test_shards_of_another_tokenizer_are_refused(corpus: Corpus, tmp_path: Path)
         main([str(tmp_path / "phase1.yaml"), f"tokenizer={tmp_path}/tokenizer"])
 
 
+@pytest.mark.fault(19, 20)
 def test_an_unfinished_parent_and_a_changed_recipe_are_refused(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
 ) -> None:
@@ -265,6 +255,7 @@ def test_an_unfinished_parent_and_a_changed_recipe_are_refused(
     assert before == [path.name for path in step_folders(tmp_path / "runs" / "phase1")]
 
 
+@pytest.mark.fault(9)
 def test_a_broken_newest_checkpoint_is_passed_over(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
 ) -> None:

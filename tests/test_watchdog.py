@@ -101,6 +101,7 @@ def run(script: str, **streams: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], text=True, timeout=60, **streams)
 
 
+@pytest.mark.fault(16)
 def test_a_process_that_hangs_tells_where_and_ends_with_86() -> None:
     ended = run(HANG)
     assert ended.returncode == HUNG == 86
@@ -110,6 +111,7 @@ def test_a_process_that_hangs_tells_where_and_ends_with_86() -> None:
     assert '  File "<string>", line 5 in read_batch' in stacks
 
 
+@pytest.mark.fault(16)
 def test_its_children_tell_where_they_hang_and_are_gone() -> None:
     ended = run(HANG_IN_A_WORKER)
     assert ended.returncode == HUNG
@@ -120,6 +122,7 @@ def test_its_children_tell_where_they_hang_and_are_gone() -> None:
         assert '  File "<string>", line 7 in read_shard' in child.splitlines()
 
 
+@pytest.mark.fault(16)
 def test_c_code_that_keeps_the_interpreter_to_itself_is_ended_too() -> None:
     ended = run(KEEP_THE_INTERPRETER)
     assert ended.returncode == 1
@@ -127,6 +130,7 @@ def test_c_code_that_keeps_the_interpreter_to_itself_is_ended_too() -> None:
     assert '  File "<string>", line 5 in backtrack' in ended.stderr.splitlines()
 
 
+@pytest.mark.fault(16)
 def test_an_stderr_that_takes_nothing_does_not_keep_it_alive() -> None:
     """The reader of its pipe has stopped reading, which may be what it hangs at."""
     reader, writer = os.pipe()

@@ -15,8 +15,8 @@ from mmbert.launch import Layout, free_port
 Change = Callable[[], None]  # what a test does to a training process before it begins: `tests.guards`
 
 PRELOADED = [
-    "composer", "streaming", "optimi", "safetensors.torch", "mmbert.trainer", "mmbert.ledger", "callbacks", "main",
-    "tests.guards", "tests.faults.injected", "tests.faults.kill_points", "torch.testing",
+    "composer", "composer.algorithms", "streaming", "optimi", "safetensors.torch", "torch.testing", "mmbert.trainer",
+    "mmbert.ledger", "callbacks", "main", "tests.guards", "tests.faults.injected", "tests.faults.kill_points",
 ]  # fmt: skip
 WALL_SECONDS = 120.0  # a run that takes longer hangs
 
@@ -245,6 +245,7 @@ def _run(
 
     import torch
     from composer import Callback, Logger, State
+    from composer.utils import collect_env
 
     import callbacks
     import main
@@ -254,6 +255,7 @@ def _run(
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
+    collect_env.get_cpu_model = lambda: "any"  # starts a second Python, which takes longer than the run
     tempfile.tempdir = None  # TMPDIR may have been read already
     multiprocessing.set_start_method("fork", force=True)  # as in a program that was not forked from a fork server
     torch.set_num_threads(1)

@@ -36,8 +36,17 @@ STATE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (lambda value: type(value) in (int, float) and 0 <= value < 1e12, "a number of seconds"),
     "finished": (lambda value: isinstance(value, bool), "true or false"),
     "callbacks": (lambda value: isinstance(value, dict), "an object"),
-    "config": (lambda value: isinstance(value, dict), "an object"),
-    "identity": (lambda value: isinstance(value, dict), "an object"),
+    "config": (
+        lambda value: isinstance(value, dict)
+        and isinstance(value.get("tokenizer"), str)
+        and isinstance(value.get("model"), dict)
+        and is_count(value.get("duration")),
+        "an object with tokenizer, model and duration",
+    ),
+    "identity": (
+        lambda value: isinstance(value, dict) and isinstance(value.get("tokenizer.digest"), str),
+        "an object with tokenizer.digest",
+    ),
     "tokens_per_stream": (
         lambda value: isinstance(value, dict) and all(is_count(count) for count in value.values()),
         "an object of counts",

@@ -25,6 +25,7 @@ from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.typed import build
 
 MAX_LOGIT_DIFFERENCE = 1e-9
 """In float64, where rounding hides nothing: two right implementations differ by 3e-14 on the demo's model. A wrong
@@ -140,7 +141,8 @@ def load_checkpoint(checkpoint: Path, tokenizer_folder: Path | None) -> tuple[Mm
         raise FileNotFoundError(f"{error}; name the tokenizer of the run with --tokenizer") from None
     if tokenizer.digest != state["identity"]["tokenizer.digest"]:
         raise ValueError(f"{checkpoint} was trained with another tokenizer than {tokenizer.folder}; give --tokenizer")
-    model = MmBertForMaskedLM(replace(ModelConfig(**state["config"]["model"]), attention="cpu")).eval()
+    config = build(ModelConfig, state["config"]["model"], f"{checkpoint / 'state.json'}: config.model")
+    model = MmBertForMaskedLM(replace(config, attention="cpu")).eval()
     load_weights(checkpoint, model)
     return model, tokenizer
 

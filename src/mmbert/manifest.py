@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.atomic import write_file
+from mmbert.typed import build
 
 FORMAT = 1
 SPLITS = ("train", "heldout")
@@ -107,17 +108,26 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no manifest.json; {REMEDY}")
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {REMEDY}") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = _read_object(path)
+    if values.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; {REMEDY}")
     digest = values.pop("digest", None)
     if digest != _digest(values) or values.keys() != {field.name for field in fields(Manifest)}:
         raise ValueError(f"{path} was changed after it was written: its digest does not fit; {REMEDY}")
-    shards = {name: ShardRecord(**record) for name, record in values["shards"].items()}
-    return Manifest(**values | {"shards": shards})
+    try:
+        return build(Manifest, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {REMEDY}") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {REMEDY}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object; {REMEDY}")
+    return values
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -152,6 +162,8 @@ def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_siz
             f"{path}: tokenizer {manifest.tokenizer[:12]} ({manifest.vocab_size} tokens), the run has "
             f"{tokenizer_digest[:12]} ({vocab_size} tokens); name the tokenizer that made the rows, or {REMEDY}"
         )
+    if not 1 <= manifest.rows < manifest.tokens <= manifest.rows * row_length:
+        raise ValueError(f"{path}: {manifest.tokens} tokens in {manifest.rows} rows of at most {row_length}; {REMEDY}")
     _check_index(folder, manifest)
     for name, record in manifest.shards.items():
         _check_shard_file(folder, name, record)
@@ -187,12 +199,18 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
         raise ValueError(f"{path} was changed after it was written: its sha256 does not fit; {REMEDY}")
-    shards = json.loads(content)["shards"]
-    for shard in shards:
-        columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-        if columns != COLUMNS or shard["zip_data"] is not None:
-            raise ValueError(f"{path}: columns {columns}, must be {COLUMNS}, uncompressed; {REMEDY}")
-    listed = [(shard["raw_data"]["basename"], shard["raw_data"]["bytes"], shard["samples"]) for shard in shards]
+    shards = _read_object(path).get("shards")
+    try:
+        if not isinstance(shards, list):
+            raise TypeError
+        columns = [dict(zip(shard["column_names"], shard["column_encodings"], strict=True)) for shard in shards]
+        zipped = [shard["zip_data"] for shard in shards]
+        listed = [(shard["raw_data"]["basename"], shard["raw_data"]["bytes"], shard["samples"]) for shard in shards]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} is no index of Streaming; {REMEDY}") from None
+    for found in columns:
+        if found != COLUMNS or any(zipped):
+            raise ValueError(f"{path}: columns {found}, must be {COLUMNS}, uncompressed; {REMEDY}")
     expected = [(name, record.bytes, record.rows) for name, record in manifest.shards.items()]
     if listed != expected or sum(record.rows for record in manifest.shards.values()) != manifest.rows:
         raise ValueError(f"{path} and manifest.json disagree on shards or rows; {REMEDY}")

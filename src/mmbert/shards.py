@@ -33,31 +33,41 @@ class LanguageShards:
         """Row `number` of a stream.
 
         Raises:
-            FileNotFoundError, ValueError: the shard is missing or is not what was written; names the file.
+            OSError, ValueError: the shard is missing, cannot be read or is not what was written; names the file.
         """
         ends = self.ends[stream]
         shard = int(np.searchsorted(ends, number, "right"))
         reader = self.readers.get((stream, shard)) or self._open(stream, shard)
         within = number - (int(ends[shard - 1]) if shard else 0)
+        path = self.folders[stream] / reader.raw_data.basename  # type: ignore[attr-defined]
         try:
             row = Row(**reader[within])
             fault = find_fault(row, self.manifests[stream])
+        except OSError as error:
+            raise unreadable(path, error) from None
         except Exception as error:  # a decoder fed with garbage may raise anything
             fault = f"cannot be decoded ({error})"
         if fault:
-            name = reader.raw_data.basename  # type: ignore[attr-defined]
-            raise ValueError(f"{self.folders[stream] / name} row {within}: {fault}; {REMEDY}")
+            raise ValueError(f"{path} row {within}: {fault}; {REMEDY}")
         return row
 
     def _open(self, stream: int, shard: int) -> Reader:
         """Check a shard and open it."""
         folder, records = self.folders[stream], self.manifests[stream].shards
         name = list(records)[shard]
-        check_shard(folder, name, records[name])
+        try:
+            check_shard(folder, name, records[name])
+        except OSError as error:
+            raise unreadable(folder / name, error) if error.errno else error from None
         if stream not in self.indexes:
             self.indexes[stream] = json.loads((folder / "index.json").read_bytes())["shards"]
         reader = self.readers[stream, shard] = reader_from_json(str(folder), "", self.indexes[stream][shard])
         return reader
+
+
+def unreadable(path: Path, error: OSError) -> OSError:
+    """What the system says of a file, with the file's name and the remedy."""
+    return OSError(f"{path} cannot be read: {error.strerror}; look at the disk, and run the same command again")
 
 
 def find_fault(row: Row, manifest: Manifest) -> str:

@@ -5,18 +5,25 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace as with_changes
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from streaming import MDSWriter
 
 from mmbert.checkpoint import FILES, sha256_of
-from mmbert.manifest import Manifest, ShardRecord, read_manifest, write_manifest
+from mmbert.manifest import COLUMNS, Manifest, ShardRecord, read_manifest, write_manifest
+from mmbert.shards import LanguageShards
 from tests.faults.injected import before_step, is_rank, now
+from tests.guards import replace
+
+RowLists = tuple[list[int], list[int]]  # input_ids and lengths
 
 
 class Evil:
@@ -50,13 +57,25 @@ def vouch_for(checkpoint: Path) -> None:
 
 def report_pickles(report: str) -> None:
     """Change of a run: each class or function that a pickle names is a line of the file `report`."""
-    Path(report).touch()
+    report_events(report, lambda event, arguments: event == "pickle.find_class")
+
+
+def report_opens(folder: str, report: str) -> None:
+    """Change of a run: each file below the folder that is opened, however it is called, is a line of `report`."""
+
+    def is_below(event: str, arguments: tuple[Any, ...]) -> bool:
+        return event == "open" and isinstance(arguments[0], str) and os.path.realpath(arguments[0]).startswith(folder)
+
+    report_events(report, is_below)
+
+
+def report_events(report: str, is_wanted: Callable[[str, tuple[Any, ...]], bool]) -> None:
+    """Append the audit events that are wanted to a file."""
+    descriptor = os.open(report, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "pickle.find_class":
-            descriptor = os.open(report, os.O_WRONLY | os.O_APPEND)
-            os.write(descriptor, f"{arguments}\n".encode())
-            os.close(descriptor)
+        if is_wanted(event, arguments):
+            os.write(descriptor, f"{event} {arguments}\n".encode())
 
     sys.addaudithook(hook)
 
@@ -64,13 +83,13 @@ def report_pickles(report: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
-def edit_index(stream: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+def edit_index(stream: Path, edit: Callable[[dict[str, Any]], object]) -> Manifest:
     """Change index.json, and let the manifest vouch for it."""
     index = json.loads((stream / "index.json").read_bytes())
     edit(index)
     content = json.dumps(index).encode()
     (stream / "index.json").write_bytes(content)
-    sign(stream, index_sha256=hashlib.sha256(content).hexdigest())
+    return sign(stream, index_sha256=hashlib.sha256(content).hexdigest())
 
 
 def sign(stream: Path, **changes: Any) -> Manifest:
@@ -78,6 +97,15 @@ def sign(stream: Path, **changes: Any) -> Manifest:
     manifest = with_changes(read_manifest(stream), **changes)
     write_manifest(stream, manifest)
     return manifest
+
+
+def sign_anything(stream: Path, changes: dict[str, Any]) -> None:
+    """Change a manifest's JSON in a way that no `Manifest` can, and give it a digest that fits."""
+    path = stream / "manifest.json"
+    values = json.loads(path.read_bytes()) | changes
+    del values["digest"]
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    path.write_text(json.dumps(values | {"digest": hashlib.sha256(canonical).hexdigest()}))
 
 
 def record_of(path: Path, rows: int) -> ShardRecord:
@@ -90,6 +118,49 @@ def rename_shard(stream: Path, name: str) -> None:
     (record,) = read_manifest(stream).shards.values()
     edit_index(stream, lambda index: index["shards"][0]["raw_data"].update(basename=name))
     sign(stream, shards={name: record})
+
+
+def rows_of(stream: Path) -> list[RowLists]:
+    """All rows of a stream."""
+    shards = LanguageShards([stream], [manifest := read_manifest(stream)])
+    rows = [shards.row(0, number) for number in range(manifest.rows)]
+    return [(row.input_ids.tolist(), row.lengths.tolist()) for row in rows]
+
+
+def rewrite(stream: Path, rows: Sequence[RowLists], **columns: str) -> None:
+    """Put these rows into a stream's only shard, with an index and a manifest that vouch for them.
+
+    Args:
+        columns: dtypes of the shard where they are not those that the index goes on to name.
+    """
+    written = {**COLUMNS, **columns}
+    with MDSWriter(out=str(stream / "new"), columns=written) as writer:
+        for row in rows:
+            values = zip(written.items(), row, strict=True)
+            writer.write({name: np.array(part, kind.partition(":")[2]) for (name, kind), part in values})
+    os.replace(stream / "new" / "shard.00000.mds", stream / "shard.00000.mds")
+    shutil.rmtree(stream / "new")
+    vouch_for_shard(stream, len(rows))
+
+
+def without_vocabulary_check() -> None:
+    """Masking, the second that looks at ids, takes a few more than the tokenizer has."""
+    import callbacks.mask_ratio
+
+    original = callbacks.mask_ratio.Vocabulary
+    replace(callbacks.mask_ratio, "Vocabulary", lambda size, *others: original(size + 64, *others))
+
+
+def vouch_for_shard(stream: Path, rows: int) -> None:
+    """Let index and manifest fit the stream's only shard as it is now, whatever it holds."""
+    record = record_of(stream / "shard.00000.mds", rows)
+
+    def edit(index: dict[str, Any]) -> None:
+        index["shards"][0]["samples"] = rows
+        index["shards"][0]["raw_data"]["bytes"] = record.bytes
+
+    edit_index(stream, edit)
+    sign(stream, shards={"shard.00000.mds": record}, rows=rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- storage

@@ -47,24 +47,53 @@ def shared_memory_of(process: int) -> set[str]:
     return {name for name in found if name.startswith(SHARED_MEMORY) and not name.endswith("(deleted)")}
 
 
-def stream_rows(folder: str, begun: str, go: str, report: str, environment: dict[str, str]) -> None:
-    """What a run of plain Streaming does: read all rows; it makes the file `begun` at the first and waits for `go`.
+def be_a_program(temporary: Path) -> None:
+    """Lead a process group with a resource tracker of its own in it, as a program that was started by itself does.
 
-    It leads a process group, and has a resource tracker of its own in it, as a program that was started by itself.
+    What it prints goes to the file `log`.
     """
     os.setsid()
-    os.environ.update(environment)
-    tempfile.tempdir = None
+    descriptor = os.open(temporary / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    tempfile.tempdir = str(temporary)
     resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]
+
+
+def stream_rows(folder: str, here: str) -> None:
+    """What a run of plain Streaming does: read all rows; at each it makes `here`/begun and waits for `here`/go.
+
+    Their number is the content of `here`/rows in the end.
+    """
+    be_a_program(Path(here))
     from streaming import StreamingDataset
 
     rows = 0
     for _ in StreamingDataset(local=folder, batch_size=1):
         rows += 1
-        Path(begun).touch()
-        while not Path(go).exists():
+        (Path(here) / "begun").touch()
+        while not (Path(here) / "go").exists():
             time.sleep(0.02)
-    Path(report).write_text(str(rows))
+    (Path(here) / "rows").write_text(str(rows))
+
+
+def count_rows(here: str, options: dict[str, Any]) -> None:
+    """Read all that plain Streaming gives; how many rows, and "?" until it has come to its end."""
+    be_a_program(Path(here))
+    (Path(here) / "rows").write_text("?")
+    from streaming import StreamingDataset
+
+    rows = sum(1 for _ in StreamingDataset(**options, batch_size=1))
+    (Path(here) / "rows").write_text(str(rows))
+
+
+def count_with_streaming(here: Path, options: dict[str, Any], limit: float = 30.0) -> str:
+    """How many rows a StreamingDataset with these options gives until it ends; "?" if it does not, or raises."""
+    process = start(count_rows, str(here), options)
+    process.join(limit)
+    process.kill()
+    process.join()
+    return (here / "rows").read_text()
 
 
 def start(target: Callable[..., Any], *values: Any) -> BaseProcess:

@@ -1,6 +1,6 @@
 """What must be true of a run after any fault, once the same command has been run to its end."""
 import os
-import tempfile
+import re
 from pathlib import Path
 
 from mmbert.checkpoint import is_valid, newest_checkpoint, sha256_of, step_folders
@@ -48,15 +48,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def shared_memory() -> set[str]:
-    """Names in /dev/shm."""
-    return set(os.listdir("/dev/shm"))
-
-
-def machine_wide_files() -> set[str]:
-    """What lies in /dev/shm and in the folder for temporary files, but for other tests' own folders."""
-    here = tempfile.gettempdir()
-    return shared_memory() | {name for name in os.listdir(here) if not name.startswith(("pytest-", "pymp-"))}
+def shared_memory_of(run: Run) -> list[str]:
+    """Objects in /dev/shm that bear the number of a run's process, as torch names them."""
+    return [name for name in os.listdir("/dev/shm") if str(run.process.pid) in re.findall(r"\d+", name)]
 
 
 def left_in_scratch(run: Run) -> list[str]:

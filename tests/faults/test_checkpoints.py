@@ -181,7 +181,7 @@ def test_without_the_ledger_a_run_silently_begins_at_step_one(corpus: Corpus, ha
     assert outcome.steps[0]["step"] == 1
 
 
-# ------------------------------------------------------------------------------------------- broken checkpoints, bit rot
+# ------------------------------------------------------------------------------------------ broken checkpoints, bit rot
 
 
 def truncate(path: Path, share: float) -> None:

@@ -179,6 +179,18 @@ def test_a_refused_start_leaves_the_runs_folder_as_it_was(
 
 
 @pytest.mark.fault(19)
+@pytest.mark.parametrize("override", ["optimizer.lr=1e-3", "duration=6000"])
+def test_a_finished_run_does_not_pass_for_one_of_another_recipe(
+    corpus: Corpus, finished: Finished, tmp_path: Path, override: str
+) -> None:
+    yaml = prepare(tmp_path / "it", corpus, copied={"phase1": finished[0] / "runs" / "phase1"})
+    before = contents(tmp_path / "it" / "runs")
+    outcome = train([yaml, override], tmp_path / "x.jsonl")
+    check_refused(outcome, ["was trained with another recipe", CHANGED[override]])
+    assert contents(tmp_path / "it" / "runs") == before
+
+
+@pytest.mark.fault(19)
 def test_a_resumed_run_may_change_all_that_changes_no_row(
     corpus: Corpus, half_done: Path, finished: Finished, tmp_path: Path
 ) -> None:
@@ -265,16 +277,6 @@ def test_a_chain_that_is_killed_around_each_border_ends_with_the_same_bits(
         check_same_steps(outcome, finished[1][phase])
         check_same_end(tmp_path / "it" / "runs" / phase, finished[0] / "runs" / phase)
         figures["kills"] = figures.get("kills", 0) + len(kills)
-
-
-@pytest.mark.fault(20)
-def test_a_phase_that_is_killed_at_its_first_and_last_step_ends_with_the_same_bits(
-    corpus: Corpus, finished: Finished, tmp_path: Path
-) -> None:
-    yaml = prepare(tmp_path / "it", corpus, "phase2", {"phase1": finished[0] / "runs" / "phase1"})
-    outcome = train_with_kills(yaml, tmp_path / "steps.jsonl", [1, finished[1]["phase2"].steps[-1]["step"]])
-    check_same_steps(outcome, finished[1]["phase2"])
-    check_same_end(tmp_path / "it" / "runs" / "phase2", finished[0] / "runs" / "phase2")
 
 
 def flip_a_bit(run_folder: Path) -> None:

@@ -1,7 +1,6 @@
 """Row 2 and what hangs on it: SIGKILL at any moment of a phase, and the same command goes on to the same bits."""
 import random
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from tests.faults.oracle import (
     check_tidy,
     left_in_scratch,
     processes_of,
-    shared_memory,
+    shared_memory_of,
 )  # fmt: skip
 from tests.guards import without_atomic_saves, without_checkpoint_check
 from tests.training_runs import Run, prepare, train
@@ -45,19 +44,29 @@ class Kill:
     workers: int
 
 
+@dataclass(frozen=True)
+class Whole:
+    """An uninterrupted run of a phase: how long it took, and what it did to its files."""
+
+    seconds: float
+    operations: Counter[str]
+
+
 @pytest.fixture(scope="module")
-def operations(corpus: Corpus, finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counter[str]]:
-    """What an uninterrupted run of each phase does to its files: kind -> number."""
-    counted = {}
+def whole(corpus: Corpus, finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Whole]:
+    """Every phase, counted."""
+    runs = {}
     for phase in PHASES:
         folder = tmp_path_factory.mktemp("counted")
         yaml = prepare(folder, corpus, phase, parent_of(phase, finished))
         report = folder / "operations.txt"
         change = partial(kill_points.report_operations, str(folder / "runs"), str(report))
+        began = time.monotonic()
         assert train([yaml], folder / "steps.jsonl", changes=[change]).exit_code == 0
+        seconds = time.monotonic() - began
         pairs = [line.split() for line in report.read_text().splitlines()]
-        counted[phase] = Counter({kind: int(number) for kind, number in pairs})
-    return counted
+        runs[phase] = Whole(seconds, Counter({kind: int(number) for kind, number in pairs}))
+    return runs
 
 
 def parent_of(phase: str, finished: Finished) -> dict[str, Path]:
@@ -66,26 +75,27 @@ def parent_of(phase: str, finished: Finished) -> dict[str, Path]:
     return {name: finished[0] / "runs" / name for name in before}
 
 
-def draw_kills(number: int, operations: dict[str, Counter[str]]) -> Iterator[Kill]:
+def draw_kills(number: int, whole: dict[str, Whole]) -> Iterator[Kill]:
     """Kills at random: three of four at an operation on files, spread over all of them, the others at random times."""
     rng = random.Random(SEED)
-    totals = [operations[phase].total() for phase in PHASES]
+    totals = {phase: run.operations.total() for phase, run in whole.items()}
     for index in range(number):
-        phase = rng.choices(PHASES, weights=totals)[0]
-        total = operations[phase].total()
+        phase = rng.choices(list(totals), weights=list(totals.values()))[0]
+        total = totals[phase]
         again = rng.randint(1, total) if index % 3 == 0 else None
-        seconds = rng.uniform(0.0, 3.0) if index % 4 == 3 else None
+        seconds = rng.uniform(0.0, whole[phase].seconds) if index % 4 == 3 else None
         yield Kill(phase, rng.randint(1, total), again, seconds, workers=2 * (index % 2))
 
 
 def kill_once(kill: Kill, number: int, arguments: list[str], record: Path) -> Run:
     """Start a run and see it die, or end before its time has come."""
-    timed = kill.seconds is not None
-    change = partial(kill_points.kill_at_operation, str(record.parent / "runs"), number)
-    run = Run(arguments, record, changes=[] if timed else [change])
-    if timed:
-        timer = threading.Timer(kill.seconds or 0.0, run.process.kill)
-        timer.start()
+    if kill.seconds is None:
+        change = partial(kill_points.kill_at_operation, str(record.parent / "runs"), number)
+        run = Run(arguments, record, changes=[change])
+    else:
+        run = Run(arguments, record)
+        run.process.join(kill.seconds)
+        run.process.kill()
     assert run.wait().exit_code in (-9, 0), run.output()
     return run
 
@@ -105,6 +115,7 @@ def survive(kill: Kill, folder: Path, corpus: Corpus, finished: Finished) -> int
     for run in (*runs, last):
         assert not left_in_scratch(run)
         assert not processes_of(run)
+        assert not shared_memory_of(run)
     shutil.rmtree(folder)
     return sum(run.process.exitcode == -9 for run in runs)
 
@@ -113,14 +124,13 @@ def survive(kill: Kill, folder: Path, corpus: Corpus, finished: Finished) -> int
 def test_runs_killed_at_any_moment_end_with_the_same_bits(
     corpus: Corpus,
     finished: Finished,
-    operations: dict[str, Counter[str]],
+    whole: dict[str, Whole],
     tmp_path: Path,
     figures: dict[str, float],
     pytestconfig: pytest.Config,
 ) -> None:
     """At random operations on files, in the middle of writes, and at random times; a third are killed twice."""
-    kills = list(draw_kills(pytestconfig.option.kills, operations))
-    before = shared_memory()
+    kills = list(draw_kills(pytestconfig.option.kills, whole))
     began = time.monotonic()
     failures, killed = [], 0
     with ThreadPoolExecutor(2) as pool:
@@ -136,16 +146,13 @@ def test_runs_killed_at_any_moment_end_with_the_same_bits(
     figures["kills"], figures["recoveries"] = killed, len(kills) - len(failures)
     figures["s in which runs were killed"] = round(time.monotonic() - began)
     assert not failures, "\n\n".join(failures)
-    assert shared_memory() == before
 
 
 @pytest.mark.fault(2)
-def test_kills_are_drawn_from_every_kind_of_operation(
-    operations: dict[str, Counter[str]], figures: dict[str, float]
-) -> None:
-    for phase in PHASES:
-        assert {"open", "fsync", "rename", "mkdir", "remove", "rmdir", "write", "save"} <= operations[phase].keys()
-        figures[f"places to kill {phase}"] = operations[phase].total()
+def test_kills_are_drawn_from_every_kind_of_operation(whole: dict[str, Whole], figures: dict[str, float]) -> None:
+    for phase, run in whole.items():
+        assert {"open", "fsync", "rename", "mkdir", "remove", "rmdir", "write", "save"} <= run.operations.keys()
+        figures[f"places to kill {phase}"] = run.operations.total()
 
 
 @pytest.mark.fault(2, control=True)

@@ -28,7 +28,7 @@ def draw_plan(rng: np.random.Generator) -> Plan:
     tokens = np.exp(rng.uniform(np.log(4), np.log(largest), languages)).astype(np.int64)
     rows = np.ceil(tokens / (row_length * rng.uniform(0.5, 1.0, languages))).astype(np.int64)
     num_groups = min(languages, int(rng.integers(1, 4)))
-    cuts = np.sort(rng.choice(np.arange(1, languages), num_groups - 1, replace=False)) if num_groups > 1 else []
+    cuts = np.sort(rng.permutation(np.arange(1, languages))[: num_groups - 1])
     parts = np.split(rng.permutation(languages), cuts)
     groups = [
         Group(
@@ -40,7 +40,7 @@ def draw_plan(rng: np.random.Generator) -> Plan:
         )
         for number, (members, share) in enumerate(zip(parts, rng.dirichlet(np.full(num_groups, 2.0)), strict=True))
     ]
-    period_rows, periods = int(np.exp(rng.uniform(0.0, np.log(3000.0)))), rng.integers(1, 25)
+    period_rows, periods = int(np.exp(rng.uniform(0.0, np.log(3000.0)))), rng.integers(1, 13)
     duration = max(1, int(periods * period_rows * tokens.sum() / rows.sum()))
     return Plan(groups, rows, tokens, duration, period_rows)
 
@@ -149,6 +149,24 @@ def test_a_plan_stays_within_one_row_over_thousands_of_periods(tau: float, figur
     phase = follow(Plan([group], -(-tokens // 1024), tokens, 10**15, 777), most_periods=5_000)
     assert phase.off <= 1.0
     figures["most periods of a plan"] = phase.periods
+
+
+# Of 3,500 seeds, those with which rounding by the largest remainder falls more than a row behind, up to 1.15.
+HARD_SEEDS = [11, 843, 1178, 1989, 2129, 2347, 2743, 2834, 3120]
+
+
+@pytest.mark.parametrize("seed", HARD_SEEDS)
+def test_periods_of_fewer_rows_than_languages_keep_each_within_one_row(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    languages, period_rows = int(rng.integers(15, 33)), int(rng.integers(1, 4))
+    rows = np.exp(rng.uniform(0.0, np.log(1e4), languages)).astype(np.int64)
+    parts = np.split(rng.permutation(languages), [int(rng.integers(4, languages - 4))])
+    shares, taus = rng.dirichlet([2, 2]), [rng.uniform(0.0, 0.15), rng.uniform(0.3, 0.9)]
+    groups = [
+        Group(str(number), float(share), Schedule(tau), None, members)
+        for number, (share, tau, members) in enumerate(zip(shares, taus, parts, strict=True))
+    ]
+    assert follow(Plan(groups, rows, rows * 64, 64 * period_rows * 200, period_rows)).off <= 1.0
 
 
 LANGUAGES, EPOCHS, EPOCH_ROWS = 1833, 20, 20_000

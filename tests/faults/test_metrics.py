@@ -32,7 +32,7 @@ def killed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def metrics(record: StepRecord) -> dict[str, object]:
     """All of a record but the attempt that made it."""
-    return {name: getattr(record, name) for name in StepRecord.__slots__ if name != "attempt"}  # type: ignore[attr-defined]
+    return {name: getattr(record, name) for name in StepRecord.__slots__ if name != "attempt"}
 
 
 def test_three_kills_leave_each_step_once_with_the_metrics_of_an_uninterrupted_run(
