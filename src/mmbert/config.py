@@ -59,7 +59,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
     attn_out_dropout: float = 0.1
-    attention: Literal["auto", "cpu", "flash_attn"] = "auto"
+    attention: Literal["auto", "cpu", "flash_attn", "torch_varlen", "torch_flash"] = "auto"
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.num_attention_heads):

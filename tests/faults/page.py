@@ -63,8 +63,11 @@ def add_figures(results: list[Result]) -> dict[str, float]:
 
 def shown(figures: dict[str, float]) -> str:
     """Figures in words."""
-    rounded = ((name, f"{value:,.0f}" if value == int(value) else f"{value:,.3g}") for name, value in figures.items())
-    return ", ".join(f"{value} {name}" for name, value in rounded)
+    words = []
+    for name, value in figures.items():
+        number = f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
+        words.append(f"{number} {name.removeprefix('most ')} at most" if name.startswith("most ") else f"{number} {name}")
+    return ", ".join(words)
 
 
 def machine() -> str:

@@ -56,6 +56,7 @@ def test_a_disk_that_stays_full_ends_all_ranks_with_the_remedy_and_the_last_chec
 
 
 @pytest.mark.fault(6)
+@pytest.mark.long
 def test_a_run_that_ends_on_a_full_disk_waits_for_room(corpus: Corpus, finished: Finished, tmp_path: Path) -> None:
     """The last step's save is tried again and again; here the first two attempts fail."""
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
@@ -83,6 +84,7 @@ def fail_saves(step: int, times: int) -> None:
 
 
 @pytest.mark.fault(6, control=True)
+@pytest.mark.long
 def test_without_the_retry_one_failed_save_ends_the_run(corpus: Corpus, tmp_path: Path) -> None:
     """The run dies of the first save that fails, although the disk has room again soon after."""
     changes = [AT_ONCE, without_retry, partial(full_disk, since=8, until=12, largest=SMALL)]
@@ -125,6 +127,7 @@ def test_four_starts_and_three_kills_leave_exactly_the_checkpoints_to_keep(corpu
 
 
 @pytest.mark.fault(7, control=True)
+@pytest.mark.long
 def test_retention_from_memory_leaves_a_checkpoint_or_two_at_every_restart(corpus: Corpus, tmp_path: Path) -> None:
     """Composer removes only what the same process wrote: with keep = 2, four starts leave more."""
     assert len(step_folders(start_four_times(corpus, tmp_path / "it", [with_retention_from_memory]))) > 2
@@ -147,6 +150,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_never_begins_anew(
 
 
 @pytest.mark.fault(8)
+@pytest.mark.long
 def test_the_very_first_checkpoint_is_missed_too(corpus: Corpus, tmp_path: Path) -> None:
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
     assert train([yaml], tmp_path / "x.jsonl", kill_at=5).exit_code == -9
@@ -157,7 +161,7 @@ def test_the_very_first_checkpoint_is_missed_too(corpus: Corpus, tmp_path: Path)
 
 
 @pytest.mark.fault(8, 9)
-@pytest.mark.parametrize("lost", ["manifest.json", *FILES])
+@pytest.mark.parametrize("lost", ["manifest.json", *(pytest.param(name, marks=pytest.mark.long) for name in FILES)])
 def test_a_lost_file_of_the_newest_means_the_one_before(
     corpus: Corpus, finished: Finished, half_done: Path, tmp_path: Path, lost: str
 ) -> None:
@@ -208,7 +212,7 @@ BREAKS: dict[str, Callable[[Path], object]] = {
     "one bit": flip,
 }
 ALL = [(name, how) for name in (*FILES, "manifest.json") for how in BREAKS]
-CASES = [pytest.param(*case, marks=[] if index % 7 == 1 else pytest.mark.long) for index, case in enumerate(ALL)]
+CASES = [pytest.param(*case, marks=[] if index % 13 == 1 else pytest.mark.long) for index, case in enumerate(ALL)]
 
 
 @pytest.mark.fault(9)
@@ -229,6 +233,7 @@ def test_a_broken_newest_checkpoint_is_set_aside_and_the_end_is_the_same(
 
 
 @pytest.mark.fault(9)
+@pytest.mark.long
 def test_a_run_with_only_broken_checkpoints_is_refused(corpus: Corpus, half_done: Path, tmp_path: Path) -> None:
     yaml = prepare(tmp_path / "it", corpus, copied={"phase1": half_done})
     folders = step_folders(tmp_path / "it" / "runs" / "phase1")
@@ -278,6 +283,7 @@ def test_without_the_hashes_a_flipped_bit_is_trained_on(
 
 
 @pytest.mark.fault(10)
+@pytest.mark.long
 def test_bit_rot_in_the_parent_is_found_before_the_next_phase_begins(
     corpus: Corpus, finished: Finished, tmp_path: Path
 ) -> None:
@@ -290,6 +296,7 @@ def test_bit_rot_in_the_parent_is_found_before_the_next_phase_begins(
 
 
 @pytest.mark.fault(9)
+@pytest.mark.long
 def test_the_state_is_checked_by_hash_before_it_is_believed(corpus: Corpus, half_done: Path, tmp_path: Path) -> None:
     """A state.json that says `finished` and does not fit its hash is no finished run."""
     yaml = prepare(tmp_path / "it", corpus, copied={"phase1": half_done})

@@ -46,6 +46,7 @@ def end_of_a_run(corpus: Corpus, folder: Path, kills: list[int], changes: list[C
 
 
 @pytest.mark.fault(14, control=True)
+@pytest.mark.long
 def test_dropout_that_is_not_drawn_by_step_makes_a_resumed_run_another(corpus: Corpus, tmp_path: Path) -> None:
     """Without a seed for every step, dropout differs from the first resumed step on, and so do the final weights."""
     changes = [without_dropout_seed]

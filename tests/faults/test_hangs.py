@@ -56,7 +56,7 @@ def started() -> Iterator[list[Run]]:
 
 
 @pytest.mark.fault(5)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_loader_worker_that_is_killed_ends_the_run_in_one_line(
     corpus: Corpus, finished: Finished, tmp_path: Path, workers: int
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_loader_worker_that_is_killed_ends_the_run_in_one_line(
 
 
 @pytest.mark.fault(5)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_an_error_that_nobody_expects_in_a_loader_ends_the_run(corpus: Corpus, tmp_path: Path, workers: int) -> None:
     """It is a bug, so it keeps its traceback; but it ends the run."""
     arguments = [prepare(tmp_path / "it", corpus), f"data.num_workers={workers}"]
@@ -82,6 +82,7 @@ def test_an_error_that_nobody_expects_in_a_loader_ends_the_run(corpus: Corpus, t
 
 
 @pytest.mark.fault(5, control=True)
+@pytest.mark.long
 def test_without_the_message_a_killed_worker_is_a_page_of_traceback(corpus: Corpus, tmp_path: Path) -> None:
     """A page of traceback from torch in place of a line with the remedy."""
     changes = [without_worker_messages, partial(at_row, 40, be_killed)]
@@ -90,6 +91,7 @@ def test_without_the_message_a_killed_worker_is_a_page_of_traceback(corpus: Corp
 
 
 @pytest.mark.fault(5, 16, control=True)
+@pytest.mark.long
 def test_a_loader_thread_that_dies_unseen_leaves_the_run_waiting_for_ever(
     corpus: Corpus, tmp_path: Path, started: list[Run]
 ) -> None:
@@ -117,7 +119,7 @@ def test_a_run_that_hangs_shows_where_and_ends_with_86(corpus: Corpus, finished:
 
 
 @pytest.mark.fault(16)
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_one_rank_that_hangs_ends_both_and_shows_its_line(corpus: Corpus, tmp_path: Path, rank: int) -> None:
     changes = [partial(hang_at_step, 6, rank)]
     outcomes = train_ranks([prepare(tmp_path / "it", corpus), *LIMIT], tmp_path / "x.jsonl", changes=changes)
@@ -140,6 +142,7 @@ def test_a_loader_worker_that_hangs_is_shown_and_ends_the_run(corpus: Corpus, tm
 
 
 @pytest.mark.fault(16, control=True)
+@pytest.mark.long
 def test_without_the_watchdog_a_run_hangs_for_ever(corpus: Corpus, tmp_path: Path, started: list[Run]) -> None:
     """The run sits there for ever, without a word."""
     yaml = prepare(tmp_path / "it", corpus)
@@ -156,7 +159,9 @@ def test_without_the_watchdog_a_run_hangs_for_ever(corpus: Corpus, tmp_path: Pat
 
 @pytest.mark.fault(15)
 @pytest.mark.parametrize(
-    "crash", [partial(raise_at_step, 6), partial(exit_at_step, 6, 0)], ids=["raises", "exits early with status 0"]
+    "crash",
+    [partial(raise_at_step, 6), pytest.param(partial(exit_at_step, 6, 0), marks=pytest.mark.long)],
+    ids=["raises", "exits early with status 0"],
 )
 def test_a_rank_that_crashes_takes_the_other_down_within_seconds(
     corpus: Corpus, tmp_path: Path, crash: partial[None]
@@ -172,6 +177,7 @@ def test_a_rank_that_crashes_takes_the_other_down_within_seconds(
 
 
 @pytest.mark.fault(17)
+@pytest.mark.long
 def test_a_second_start_of_a_run_that_is_going_on_is_refused(
     corpus: Corpus, finished: Finished, tmp_path: Path, started: list[Run]
 ) -> None:
@@ -189,6 +195,7 @@ def test_a_second_start_of_a_run_that_is_going_on_is_refused(
 
 
 @pytest.mark.fault(17, control=True)
+@pytest.mark.long
 def test_without_the_lock_two_processes_write_one_run(corpus: Corpus, tmp_path: Path, started: list[Run]) -> None:
     """A second process trains in the folder of the first, which is still alive."""
     yaml = prepare(tmp_path / "it", corpus)
@@ -211,6 +218,7 @@ def test_loader_workers_end_at_once_with_a_run_that_is_killed(
 
 
 @pytest.mark.fault(17, control=True)
+@pytest.mark.long
 def test_without_the_parents_signal_a_loader_worker_outlives_its_run(
     corpus: Corpus, tmp_path: Path, started: list[Run]
 ) -> None:

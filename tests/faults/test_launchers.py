@@ -123,6 +123,7 @@ def composers_launcher(program: str, output: str) -> None:
 
 
 @pytest.mark.fault(15, control=True)
+@pytest.mark.long
 def test_composers_launcher_does_not_tell_that_a_rank_was_killed(tmp_path: Path) -> None:
     """Composer's launcher returns the status of a rank that it ended itself: out of memory looks like a stop."""
     program, output = tmp_path / "rank.py", tmp_path / "output.txt"

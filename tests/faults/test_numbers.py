@@ -36,7 +36,9 @@ def skipped(run_folder: Path) -> dict[int, str]:
 
 
 @pytest.mark.fault(12)
-@pytest.mark.parametrize("case", FAULTS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "NaN gradient" else pytest.mark.long) for case in FAULTS]
+)
 def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on_also_through_a_kill(
     corpus: Corpus, tmp_path: Path, case: str
 ) -> None:
@@ -55,7 +57,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on_also_through_a
 
 
 @pytest.mark.fault(12)
-@pytest.mark.parametrize("fault", [loss_becomes, gradient_becomes], ids=["loss", "gradient"])
+@pytest.mark.parametrize(
+    "fault", [loss_becomes, pytest.param(gradient_becomes, marks=pytest.mark.long)], ids=["loss", "gradient"]
+)
 def test_a_fault_of_one_rank_is_skipped_on_both(corpus: Corpus, tmp_path: Path, fault: Change) -> None:
     """They go on with the same weights: every save compares them."""
     changes = [partial(fault, NAN, steps=[5], rank=1)]
@@ -88,7 +92,7 @@ def test_the_fourth_step_of_a_hundred_ends_the_run_and_names_its_rows_however_of
 
 
 @pytest.mark.fault(12, control=True)
-@pytest.mark.parametrize("case", ["NaN loss", "NaN gradient"])
+@pytest.mark.parametrize("case", ["NaN loss", pytest.param("NaN gradient", marks=pytest.mark.long)])
 def test_without_the_check_one_bad_step_is_in_the_weights_for_good(corpus: Corpus, tmp_path: Path, case: str) -> None:
     """One NaN poisons the weights and every later checkpoint, and the run ends with exit status 0."""
     changes = [without_finite_steps, partial(FAULTS[case][0], steps=[5])]
@@ -129,12 +133,14 @@ def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kill
 
 
 @pytest.mark.fault(13)
+@pytest.mark.long
 def test_where_spikes_are_not_asked_for_nothing_is_done(corpus: Corpus, tmp_path: Path) -> None:
     train_through_a_spike(corpus, tmp_path, [], [])
     assert "rolled_back" not in [event.name for event in read_ledger(tmp_path / "runs" / "phase1").events]
 
 
 @pytest.mark.fault(13)
+@pytest.mark.long
 def test_a_spike_with_no_checkpoint_from_before_it_ends_the_run_with_the_remedy(corpus: Corpus, tmp_path: Path) -> None:
     arguments = [prepare(tmp_path / "it", corpus), SPIKES, "checkpoint.interval=1M"]
     outcome = train(arguments, tmp_path / "x.jsonl", changes=[partial(disturb_weights, 12)])
@@ -144,6 +150,7 @@ def test_a_spike_with_no_checkpoint_from_before_it_ends_the_run_with_the_remedy(
 
 
 @pytest.mark.fault(13, control=True)
+@pytest.mark.long
 def test_without_the_rollback_what_was_learned_is_lost(corpus: Corpus, tmp_path: Path) -> None:
     """What was learned is lost: the loss stays above twice what it is after a rollback."""
     back = train_through_a_spike(corpus, tmp_path / "back", [SPIKES], [])
@@ -168,6 +175,7 @@ def test_a_weight_bit_that_flips_on_one_rank_is_named_and_not_saved(
 
 
 @pytest.mark.fault(29, control=True)
+@pytest.mark.long
 def test_without_the_comparison_drifted_ranks_train_and_save_on(
     corpus: Corpus, two_ranks: Path, tmp_path: Path
 ) -> None:

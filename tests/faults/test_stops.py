@@ -23,7 +23,7 @@ def last_step(run_folder: Path) -> int:
     return read_state(newest_checkpoint(run_folder))["step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["TERM", "USR1"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)], ids=str)
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     corpus: Corpus, two_ranks: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -64,7 +64,9 @@ def limits() -> dict[str, tuple[list[str], dict[str, str], int]]:
     }
 
 
-@pytest.mark.parametrize("case", limits())
+@pytest.mark.parametrize(
+    "case", ["max_minutes", "Slurm's end is near", pytest.param("Slurm's end is far", marks=pytest.mark.long)]
+)
 def test_a_time_limit_stops_a_run_without_a_signal(
     corpus: Corpus, finished: Finished, tmp_path: Path, case: str
 ) -> None:
@@ -79,7 +81,11 @@ def test_a_time_limit_stops_a_run_without_a_signal(
     check_same_end(run_folder, finished[0] / "runs" / "phase1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=["TERM", "INT", "USR1"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGUSR1))],
+    ids=str,
+)
 def test_a_stop_before_the_first_step_ends_at_once_and_saves_nothing(
     corpus: Corpus, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -105,6 +111,7 @@ def ask_during_the_save() -> None:
     replace(callbacks.checkpointing, "save_checkpoint", asked_again)
 
 
+@pytest.mark.long
 def test_a_second_request_during_the_save_changes_nothing(corpus: Corpus, finished: Finished, tmp_path: Path) -> None:
     yaml = prepare(tmp_path / "it", corpus)
     record, run_folder = tmp_path / "steps.jsonl", tmp_path / "it" / "runs" / "phase1"
