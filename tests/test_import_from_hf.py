@@ -69,7 +69,7 @@ def test_the_run_is_finished_has_trained_on_nothing_and_says_what_it_is(tmp_path
         "tokenizer_digest": load_tokenizer(corpus.tokenizer).digest,
     }
     model = MmBertForMaskedLM(config_of(run))
-    optimizer = build_optimizer(model, OptimizerConfig(1e-3, (0.9, 0.95), 1e-8, 0.1), on_gpu=False)
+    optimizer = build_optimizer(model, OptimizerConfig(1e-3, (0.9, 0.95), 1e-8, 1e-5), on_gpu=False)
     load_moments(checkpoint, model, optimizer)
     assert [int(group["step"]) for group in optimizer.param_groups] == [0, 0]
     assert not any(moments["exp_avg"].any() or moments["exp_avg_sq"].any() for moments in optimizer.state.values())

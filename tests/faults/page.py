@@ -66,7 +66,8 @@ def shown(figures: dict[str, float]) -> str:
     words = []
     for name, value in figures.items():
         number = f"{value:,.0f}" if value == int(value) else f"{value:,.3g}"
-        words.append(f"{number} {name.removeprefix('most ')} at most" if name.startswith("most ") else f"{number} {name}")
+        most = " at most" if name.startswith("most ") else ""
+        words.append(f"{number} {name.removeprefix('most ')}{most}")
     return ", ".join(words)
 
 
