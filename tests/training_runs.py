@@ -250,12 +250,13 @@ def _run(
     import callbacks
     import main
     from tests.faults import injected
+    from tests.guards import replace
 
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
-    collect_env.get_cpu_model = lambda: "any"  # starts a second Python, which takes longer than the run
+    replace(collect_env, "get_cpu_model", lambda: "any")  # starts a second Python, which takes longer than the run
     tempfile.tempdir = None  # TMPDIR may have been read already
     multiprocessing.set_start_method("fork", force=True)  # as in a program that was not forked from a fork server
     torch.set_num_threads(1)

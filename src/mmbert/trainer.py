@@ -3,7 +3,7 @@ import logging
 import resource
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ MAY_CHANGE = {
     "hang_minutes",
     "model.attention",
 }
+
+# A phase's model must have these in common with its parent's; the weights' shapes would not tell.
+KEPT = ("num_attention_heads", "norm_eps", "local_attention", "global_attn_every_n_layers")
 
 
 def device_of(config: RunConfig) -> str:
@@ -162,6 +165,10 @@ def finished_parent(config: RunConfig, tokenizer: Tokenizer) -> Path | None:
         )
     if state["identity"]["tokenizer.digest"] != tokenizer.digest:
         raise ValueError(f"parent = {config.parent!r} was trained with another tokenizer than {tokenizer.folder}")
+    saved, now = state["config"]["model"], asdict(config.model)
+    changed = [f"model.{key} was {saved.get(key)!r}, is {now[key]!r}" for key in KEPT if saved.get(key) != now[key]]
+    if changed:
+        raise ValueError(f"parent = {config.parent!r} has another encoder: {'; '.join(changed)}; give it the parent's")
     return checkpoint
 
 

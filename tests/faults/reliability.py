@@ -3,8 +3,9 @@
 Each process claims a test file before it runs it, so that none is run twice; `tests.faults.run` starts them.
 """
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,33 @@ class Reliability:
 
     def __init__(self, shared: str | None) -> None:
         self.shared = Path(shared) if shared else None
-        self.claimed: dict[Path, bool] = {}  # test file -> whether it is this process's
+        self.claimed: set[Path] = set()
         self.results: dict[str, Result] = {}
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Pass over a test file that another process has claimed."""
-        if self.shared is None:
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Run the test files that no other process has claimed."""
+        if self.shared is None or session.config.option.collectonly or session.testsfailed:
             return None
-        if item.path not in self.claimed:
-            try:
-                (self.shared / f"{item.path.name}.claimed").touch(exist_ok=False)
-                self.claimed[item.path] = True
-            except FileExistsError:
-                self.claimed[item.path] = False
-        return None if self.claimed[item.path] else True
+        own = self.claim(session.items)
+        item = next(own, None)
+        while item is not None:
+            following = next(own, None)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            item = following
+        return True
+
+    def claim(self, items: list[pytest.Item]) -> Iterator[pytest.Item]:
+        """Tests of the files that are claimed for this process, when their turn comes."""
+        assert self.shared
+        for path, of_file in groupby(items, key=lambda item: item.path):
+            if path not in self.claimed:
+                try:
+                    (self.shared / f"{path.name}.claimed").touch(exist_ok=False)
+                    self.claimed.add(path)
+                except FileExistsError:
+                    continue
+            yield from of_file
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
@@ -75,14 +88,15 @@ class Reliability:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Hand on the results."""
         if self.shared:
-            results = [asdict(result) for result in self.results.values()]
-            (self.shared / f"{session.config.option.process}.json").write_text(json.dumps(results))
+            content = {"tests": session.testscollected, "results": [asdict(result) for result in self.results.values()]}
+            (self.shared / f"{session.config.option.process}.json").write_text(json.dumps(content))
 
 
-def read_results(shared: Path) -> list[Result]:
-    """What all processes found."""
+def read_results(shared: Path) -> tuple[list[Result], int]:
+    """What all processes found, and how many tests they had to run together."""
     found = [json.loads(path.read_text()) for path in sorted(shared.glob("*.json"))]
-    return [Result(**{**values, "rows": tuple(values["rows"])}) for results in found for values in results]
+    results = [Result(**{**values, "rows": tuple(values["rows"])}) for one in found for values in one["results"]]
+    return results, max((one["tests"] for one in found), default=0)
 
 
 def new_result(item: pytest.Item, marks: list[pytest.Mark]) -> Result:

@@ -27,12 +27,14 @@ def main() -> int:
         own = [[f"--shared={shared}", f"--process={i}", f"--basetemp={shared}/runs-{i}"] for i in range(PROCESSES)]
         processes = [subprocess.Popen([*command, *arguments, "-p", "no:cacheprovider"]) for arguments in own]
         has_failed = any(code for code in [process.wait() for process in processes])
-        results = read_results(Path(shared))
+        results, num_tests = read_results(Path(shared))
     options.page.write_text(write_page(results, time.monotonic() - began))
     rows = undecided(results)
     if rows:
         print(f"not decided: {', '.join(map(str, rows))}; see {options.page}", file=sys.stderr)
-    return int(has_failed or bool(rows))
+    if len(results) != num_tests:
+        print(f"{num_tests - len(results)} of {num_tests} tests were not run to their end", file=sys.stderr)
+    return int(has_failed or bool(rows) or len(results) != num_tests)
 
 
 if __name__ == "__main__":
