@@ -100,7 +100,8 @@ def write_page(results: list[Result], seconds: float) -> str:
         "",
         f"{decided} of {len(FAULTS)} faults decided by {len(results)} tests, {sum(r.is_control for r in results)} of "
         "them controls: " + ", ".join(f"{number} {outcome}" for outcome, number in counts.items()) + ".",
-        f"{kills:,.0f} runs killed, {recoveries:,.0f} recovered by the same command to the same bits, "
+        f"{kills:,.0f} SIGKILLs, a run may get several; {recoveries:,.0f} killed runs were started again to their end, "
+        "which was the uninterrupted run's to the bit; "
         f"{seconds:,.0f} seconds in all.",
         "",
     ]
