@@ -2,7 +2,6 @@
 from time import monotonic
 
 from composer import Callback, Logger, State
-from composer.utils import dist
 
 from mmbert.trainer import Phase
 
@@ -14,7 +13,7 @@ class Progress(Callback):
         self.name, self.duration = phase.config.name, phase.config.duration
         self.interval = phase.config.logging.interval_batches
         self.mask_rate = phase.config.mask_rate
-        self.since = (0.0, 0)
+        self.rank, self.since = phase.ranks.rank, (0.0, 0)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the clock."""
@@ -23,7 +22,7 @@ class Progress(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """Print every `interval_batches` steps and at the end."""
         tokens = int(state.timestamp.token)
-        if dist.get_global_rank() or (int(state.timestamp.batch) % self.interval and tokens < self.duration):
+        if self.rank or (int(state.timestamp.batch) % self.interval and tokens < self.duration):
             return
         seconds = monotonic() - self.since[0]
         speed = (tokens - self.since[1]) / max(seconds, 1e-9)

@@ -9,6 +9,7 @@ from callbacks.checkpointing import Checkpointing, encoder_of
 from callbacks.finite_steps import FiniteSteps
 from callbacks.run_ledger import RunLedger
 from mmbert.checkpoint import is_valid, load_moments, load_weights, step_folders
+from mmbert.checkpoint_files import step_of
 from mmbert.spikes import count_high
 from mmbert.trainer import Phase
 
@@ -51,7 +52,7 @@ class SpikeRollback(Callback):
         encoder = encoder_of(state)
         load_weights(target, encoder)
         load_moments(target, encoder, state.optimizers[0])
-        to_step = int(target.name.removeprefix("step-"))
+        to_step = step_of(target)
         log.warning("the loss has been high since step %d: back to the weights of step %d", first_high, to_step)
         self.ledger.event("rolled_back", {"step": step, "to_step": to_step})
         self.checkpointing.is_due = True
@@ -61,7 +62,7 @@ class SpikeRollback(Callback):
         if self.num_rollbacks > MOST:
             raise ValueError(f"step {step}: the loss spiked for the {self.num_rollbacks}th time; lower optimizer.lr")
         for folder in step_folders(self.run_folder):
-            if int(folder.name.removeprefix("step-")) < first_high and is_valid(folder):
+            if (saved_at := step_of(folder)) is not None and saved_at < first_high and is_valid(folder):
                 return folder
         raise ValueError(
             f"step {step}: the loss has been high since step {first_high}, and {self.run_folder} has no checkpoint "

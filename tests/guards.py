@@ -22,8 +22,6 @@ def nothing(*_: Any) -> None:
     """A callback's event, or a check, that does nothing."""
 
 
-
-
 def without_planned_stop() -> None:
     """A request to stop is not looked at, and a signal does what it does by default."""
     import main
@@ -38,7 +36,7 @@ def without_atomic_saves() -> None:
     import mmbert.checkpoint
 
     @contextmanager
-    def in_place(target: Path, suffix: str = "") -> Iterator[Path]:
+    def in_place(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         yield target
 
@@ -235,5 +233,3 @@ def without_spike_rollback() -> None:
     from callbacks.spike_rollback import SpikeRollback
 
     replace(SpikeRollback, "batch_end", nothing)
-
-

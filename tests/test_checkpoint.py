@@ -23,6 +23,7 @@ from mmbert.checkpoint import (
     tidy,
     why_invalid,
 )
+from tests.damage import flip
 from tests.tiny_checkpoints import content_of, save_tiny, state_at, tiny
 
 ALL_FILES = (*FILES, "manifest.json")
@@ -111,15 +112,6 @@ def test_checkpoints_are_as_readable_for_others_as_any_file(tmp_path: Path) -> N
 
 
 # ------------------------------------------------------------------------------------------------ changed afterwards
-def flip(path: Path, bit: int) -> bytes:
-    """Flip one bit of a file; returns its former content."""
-    content = path.read_bytes()
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(changed)
-    return content
-
-
 @pytest.mark.fault(10)
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     """1,000 random ones; the manifest, which no hash protects, has its share, and may mean the same as before."""
@@ -161,12 +153,14 @@ def test_files_of_another_checkpoint_are_refused(tmp_path: Path, name: str) -> N
     assert not is_valid(other)
 
 
+@pytest.mark.fault(9)
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path) -> None:
     renamed = save_tiny(tmp_path, 1).rename(tmp_path / "step-0000000009")
     with pytest.raises(ValueError, match=r"state.json is of step 1: the folder was renamed"):
         read_state(renamed)
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("name", ALL_FILES)
 def test_linked_files_are_refused(tmp_path: Path, name: str) -> None:
     checkpoint = save_tiny(tmp_path / "run", 1)
@@ -175,6 +169,7 @@ def test_linked_files_are_refused(tmp_path: Path, name: str) -> None:
     assert why_invalid(checkpoint) == f"{checkpoint / name} is no plain file; copy the file itself to this place"
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(
     "manifest",
     [{}, {"state.json": {}}, dict.fromkeys(FILES, "0" * 64), {name: {"sha256": ""} for name in FILES}],
@@ -226,6 +221,7 @@ def test_keeping_nothing_is_refused(tmp_path: Path, keep: int, keep_every: int |
     assert steps_of(tmp_path) == [1]
 
 
+@pytest.mark.fault(7)
 def test_a_removal_that_was_cut_short_is_finished_and_counts_as_none(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_tiny(tmp_path, step)

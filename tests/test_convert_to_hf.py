@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert import convert_to_hf
-from mmbert.checkpoint import save_checkpoint, sha256_of
+from mmbert.checkpoint import save_checkpoint
 from mmbert.config import ModelConfig
 from mmbert.convert_to_hf import fill_mask, main
+from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import load_tokenizer
 

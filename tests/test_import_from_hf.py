@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mmbert import convert_to_hf, import_from_hf
-from mmbert.checkpoint import load_moments, newest_checkpoint, read_state, sha256_of
+from mmbert.checkpoint import load_moments, newest_checkpoint, read_state
 from mmbert.config import OptimizerConfig, load_config
+from mmbert.file_contents import sha256_of
 from mmbert.import_from_hf import main
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer

@@ -1,17 +1,18 @@
 """The launcher and its ranks, seen from outside: exit statuses, messages, and that nobody is left."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mmbert.launch import LocalRanks
+from mmbert.launch import SETTINGS, LocalRanks
 from mmbert.processes import die_with_parent
+from tests.waiting import wait_until
 
 START = """
 import os, signal, sys, time
@@ -42,14 +43,6 @@ program.launch = functools.partial(program.launch, grace_seconds={grace})
 status = program.main()
 sys.exit(status)
 """
-
-
-def wait_until(claim: Callable[[], bool]) -> None:
-    """Return as soon as it holds; a minute is for ever."""
-    end = time.monotonic() + 60
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 class Launched:
@@ -367,3 +360,10 @@ def test_the_launcher_imports_nothing_that_takes_time() -> None:
     assert ended.returncode == 0, ended.stderr
     strangers = set(ended.stdout.split()) - set(sys.stdlib_module_names) - {"__main__", "__mp_main__", "mmbert"}
     assert strangers == set()
+
+
+def test_make_and_the_launcher_give_a_run_the_same_settings() -> None:
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    exported = dict(re.findall(r"^export (\S+) \?= (\S+)$", makefile, re.MULTILINE))
+    assert exported.items() >= SETTINGS.items()
+    assert exported.keys() - SETTINGS.keys() == {"TOKENIZERS_PARALLELISM"}

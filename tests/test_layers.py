@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"schedules", "mixture", "row_order", "masking", "packing", "spikes"}
-    | {"atomic", "command", "processes", "stop_request", "run_lock", "watchdog"},
+    | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
     {"config", "typed", "flops"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
     {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},

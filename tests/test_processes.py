@@ -3,13 +3,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mmbert.processes import die_with_parent
+from tests.waiting import wait_until
 
 CHILD = """
 import signal, sys, time
@@ -21,14 +20,6 @@ Path(sys.argv[1]).write_text("ready")
 time.sleep(60)
 """
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
-
-
-def wait_until(claim: Callable[[], bool]) -> None:
-    """Return as soon as it holds; a minute is for ever."""
-    end = time.monotonic() + 60
-    while not claim():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:

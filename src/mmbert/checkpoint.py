@@ -4,11 +4,9 @@
 by parameter name), `state.json` (clock, configuration, data) and `manifest.json` (sha256 and bytes of the three). A
 folder without a manifest that fits is no checkpoint; the newest that fits wins. With a file `pinned` in it, it stays.
 """
-import hashlib
 import json
 import logging
 import os
-import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmbert.atomic import fsync, partial_folder, publish_folder, remove, remove_leftovers, restore_folders
-from mmbert.checkpoint_files import not_finite, plain_size, read_json, read_state, read_tensors, write_tensors
+from mmbert.checkpoint_files import (
+    not_finite,
+    plain_size,
+    read_json,
+    read_state,
+    read_tensors,
+    step_of,
+    write_tensors,
+)
+from mmbert.file_contents import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +93,6 @@ def checkpoint_bytes(model: nn.Module) -> int:
     return (1 + len(MOMENTS)) * sum(parameter.nbytes for parameter in parameter_names(model))
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def why_invalid(checkpoint: Path) -> str:
     """What keeps a folder from being a checkpoint, in words, or "" when all files are as they were written."""
     try:
@@ -118,12 +119,7 @@ def is_valid(checkpoint: Path) -> bool:
 
 def step_folders(run_folder: Path) -> list[Path]:
     """What is named as a checkpoint, newest first; broken ones too, so that no run with any starts anew."""
-    return sorted((path for path in run_folder.glob("step-*") if is_step(path.name)), reverse=True)
-
-
-def is_step(name: str) -> bool:
-    """Whether `name` is that of a checkpoint."""
-    return re.fullmatch(r"step-[0-9]{10}", name) is not None
+    return sorted((path for path in run_folder.glob("step-*") if step_of(path) is not None), reverse=True)
 
 
 def find_newest(run_folder: Path) -> tuple[Path | None, dict[Path, str]]:

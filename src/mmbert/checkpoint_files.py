@@ -3,7 +3,6 @@
 Only JSON and safetensors are read, neither of which can hold code. What does not fit is refused with the file's name,
 before anything is done with it.
 """
-import json
 import os
 import re
 import reprlib
@@ -16,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from mmbert.file_contents import parse_object
 
 MAX_JSON_BYTES = 32 * 2**20
 """State of 2,000 streams is about 1 MB; parsed JSON takes up to thirty times its bytes."""
@@ -60,6 +61,12 @@ STATE: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Keys that every state.json has, and what their values must be; it may have others."""
 
 
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint's folder is named after; None for any other name."""
+    name = re.fullmatch(r"step-([0-9]{10})", folder.name)
+    return int(name[1]) if name else None
+
+
 def plain_size(path: Path) -> int:
     """Bytes of a plain file.
 
@@ -84,15 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if (size := plain_size(path)) > MAX_JSON_BYTES:
         raise ValueError(f"{path} holds {size} bytes, more than the {MAX_JSON_BYTES} that a checkpoint's JSON may have")
-    try:
-        value = json.loads(path.read_bytes())
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply for a checkpoint's JSON") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return value
+    return parse_object(path.read_bytes(), path, "copy it anew, or take another")
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has no key {key}, which must be {kind}")
         if not fits(state[key]):
             raise ValueError(f"{path}: {key} = {reprlib.repr(state[key])} must be {kind}")
-    if re.fullmatch(r"step-[0-9]{10}", checkpoint.name) and state["step"] != int(checkpoint.name[5:]):
+    if step_of(checkpoint) not in (None, state["step"]):
         raise ValueError(f"{path} is of step {state['step']}: the folder was renamed; give it its name back")
     return state
 

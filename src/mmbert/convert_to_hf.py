@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert.atomic import partial_folder, publish_folder
-from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state, sha256_of
+from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
+from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.typed import build
@@ -128,6 +129,25 @@ def hf_max_logit_difference(model: MmBertForMaskedLM, folder: Path, documents: l
     return torch.stack(differences).max().item()
 
 
+def check_logits(model: MmBertForMaskedLM, folder: Path, tokenizer: Tokenizer, source: Path, output: Path) -> float:
+    """hf_max_logit_difference over the fixed documents.
+
+    Args:
+        source, output: what is turned into what, for the error.
+
+    Raises:
+        ValueError: it is above MAX_LOGIT_DIFFERENCE, or NaN.
+    """
+    difference = hf_max_logit_difference(model, folder, fixed_documents(tokenizer))
+    if not difference <= MAX_LOGIT_DIFFERENCE:
+        raise ValueError(
+            f"{source}: transformers' logits differ by {difference:.2e}, more than {MAX_LOGIT_DIFFERENCE:g}; {output} "
+            "was not written. Check the weights for NaN and the versions of torch and transformers against "
+            "requirements.txt"
+        )
+    return difference
+
+
 def load_checkpoint(checkpoint: Path, tokenizer_folder: Path | None) -> tuple[MmBertForMaskedLM, Tokenizer]:
     """The trained model, ready to be compared on any machine's CPU, and the tokenizer it was trained with.
 
@@ -180,13 +200,7 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
         weights = {name: parameter.detach() for parameter, name in parameter_names(model).items()}
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         write_tokenizer(tokenizer, partial, model.config.max_position_embeddings)
-        difference = hf_max_logit_difference(model, partial, fixed_documents(tokenizer))
-        if not difference <= MAX_LOGIT_DIFFERENCE:  # NaN too
-            raise ValueError(
-                f"{checkpoint}: the converted model's logits differ by {difference:.2e}, more than "
-                f"{MAX_LOGIT_DIFFERENCE:g}; {output} was not written. Check the weights for NaN and the versions of "
-                "torch and transformers against requirements.txt"
-            )
+        difference = check_logits(model, partial, tokenizer, checkpoint, output)
         record = {
             "hf_max_logit_difference": difference,
             "checkpoint": str(checkpoint),

@@ -21,10 +21,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mmbert.atomic import partial_folder, publish_folder
-from mmbert.checkpoint import save_checkpoint, sha256_of
+from mmbert.checkpoint import save_checkpoint
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig, OptimizerConfig
-from mmbert.convert_to_hf import MAX_LOGIT_DIFFERENCE, fixed_documents, hf_max_logit_difference
+from mmbert.convert_to_hf import check_logits
+from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.published_model import (
@@ -92,12 +93,7 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
     with partial_folder(output) as partial:
         save_checkpoint(partial, 0, model, optimizer, first_state(config, tokenizer, output.name))
         with reference_folder(written, stored, tokenizer) as reference:
-            difference = hf_max_logit_difference(model, reference, fixed_documents(tokenizer))
-        if not difference <= MAX_LOGIT_DIFFERENCE:  # NaN too
-            raise ValueError(
-                f"{folder}: the imported model's logits differ by {difference:.2e}, more than {MAX_LOGIT_DIFFERENCE:g};"
-                f" {output} was not written. Check the versions of torch and transformers against requirements.txt"
-            )
+            difference = check_logits(model, reference, tokenizer, folder, output)
         record = {
             "hf_max_logit_difference": difference,
             "model": str(folder),

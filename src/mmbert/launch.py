@@ -21,8 +21,8 @@ from pathlib import Path
 
 from mmbert.command import errors_in_one_line
 from mmbert.processes import STOPPED, die_with_parent
+from mmbert.stop_request import ASKED_BY
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 GRACE_SECONDS = 15.0  # Slurm kills a job 30 s after it asked it to end
 
 # CPU settings that change no number (docs/operations.md, "Speed on a CPU"); what the environment already has wins.
@@ -113,7 +113,7 @@ class LocalRanks:
 
     def _pass_on(self) -> None:
         """Sleep until a rank has ended, a signal has come, or the deadline."""
-        numbers = {*PASSED_ON, signal.SIGCHLD}
+        numbers = {*ASKED_BY, signal.SIGCHLD}
         if self.deadline == inf:
             taken: signal.struct_siginfo | None = signal.sigwaitinfo(numbers)
         else:
@@ -183,7 +183,7 @@ def launch(command: Sequence[str], layout: Layout, grace_seconds: float = GRACE_
     """
     launcher = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, as some parents leave it, statuses are lost
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*ASKED_BY, signal.SIGCHLD})
 
     def begin() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

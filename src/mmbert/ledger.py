@@ -85,7 +85,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Event:
-    """What happened after `step`: start, saved, stopped, rolled_back (steps (to_step, step] were undone) and others.
+    """What happened after `step`: start, saved, rolled_back (steps (to_step, step] were undone) and others.
 
     Attributes:
         values: all other keys of the line.

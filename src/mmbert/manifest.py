@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.atomic import write_file
+from mmbert.file_contents import parse_object, sha256_of
 from mmbert.typed import build
 
 FORMAT = 1
@@ -108,7 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no manifest.json; {REMEDY}")
-    values = _read_object(path)
+    values = parse_object(path.read_bytes(), path, REMEDY)
     if values.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; {REMEDY}")
     digest = values.pop("digest", None)
@@ -118,16 +119,6 @@ def read_manifest(folder: Path) -> Manifest:
         return build(Manifest, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {REMEDY}") from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {REMEDY}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object; {REMEDY}")
-    return values
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -183,9 +174,7 @@ def check_shard(folder: Path, name: str, record: ShardRecord) -> None:
     path = folder / name
     with path.open("rb") as file:
         rows = int.from_bytes(file.read(4), "little")
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != record.sha256:
+    if sha256_of(path) != record.sha256:
         raise ValueError(f"{path} was changed after it was written: its sha256 does not fit; {REMEDY}")
     if rows != record.rows:
         raise ValueError(f"{path} holds {rows} rows, not {record.rows}; {REMEDY}")
@@ -199,7 +188,7 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != manifest.index_sha256:
         raise ValueError(f"{path} was changed after it was written: its sha256 does not fit; {REMEDY}")
-    shards = _read_object(path).get("shards")
+    shards = parse_object(content, path, REMEDY).get("shards")
     try:
         if not isinstance(shards, list):
             raise TypeError

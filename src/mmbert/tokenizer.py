@@ -22,6 +22,7 @@ import numpy as np
 import tokenizers
 
 from mmbert.atomic import publish_files
+from mmbert.file_contents import parse_object
 from mmbert.packing import TokenIds
 
 SPECIAL_TOKENS = {
@@ -78,10 +79,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         FileNotFoundError: the folder, or one of its files, is missing.
         ValueError: a file is broken, or the contract is.
     """
-    spec_bytes = _read(folder, "tokenizer.json")
-    config = _parse(folder / "tokenizer_config.json", _read(folder, "tokenizer_config.json"))
-    _parse(folder / "special_tokens_map.json", _read(folder, "special_tokens_map.json"))
-    spec = _parse(folder / "tokenizer.json", spec_bytes)
+    spec_bytes, spec = _read(folder, "tokenizer.json")
+    _, config = _read(folder, "tokenizer_config.json")
+    _read(folder, "special_tokens_map.json")
     backend = _backend(folder / "tokenizer.json", spec_bytes.decode())
     ids = _special_ids(folder / "tokenizer.json", spec)
     _check_template(folder / "tokenizer.json", backend, ids["bos_token"], ids["eos_token"])
@@ -115,7 +115,7 @@ def adopt_tokenizer(source: Path, target: Path) -> Tokenizer:
         ValueError: its vocabulary lacks one of the five special tokens.
         FileExistsError: `target` exists with other content.
     """
-    spec = _parse(source / "tokenizer.json", _read(source, "tokenizer.json"))
+    _, spec = _read(source, "tokenizer.json")
     return save_tokenizer(spec, target, origin=source / "tokenizer.json")
 
 
@@ -180,22 +180,14 @@ def _template(bos: int, eos: int) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes, and the JSON object in them."""
     if not folder.is_dir():
         raise FileNotFoundError(f"tokenizer folder {folder} does not exist")
     if not (folder / name).is_file():
         raise FileNotFoundError(f"tokenizer folder {folder} holds no {name}; {REMEDY}")
-    return (folder / name).read_bytes()
-
-
-def _parse(path: Path, content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object: it is not a tokenizer's file")
-    return value
+    content = (folder / name).read_bytes()
+    return content, parse_object(content, folder / name, "copy the tokenizer's files anew")
 
 
 def _backend(path: Path, spec: str) -> tokenizers.Tokenizer:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
-from mmbert.checkpoint import FILES, sha256_of
+from mmbert.checkpoint import FILES
+from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, Manifest, ShardRecord, read_manifest, write_manifest
 from mmbert.shards import LanguageShards
 from tests.faults.injected import before_step, is_rank, now

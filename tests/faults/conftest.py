@@ -1,10 +1,14 @@
-"""Runs that many tests begin with, made once a session."""
+"""Runs that many tests begin with, made once a session, and the end of those that a test leaves."""
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Corpus
-from tests.training_runs import prepare, train, train_ranks
+from tests.faults.oracle import processes_of
+from tests.training_runs import Run, prepare, train, train_ranks
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +28,13 @@ def two_ranks(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for outcome in train_ranks([yaml], folder / "steps.jsonl"):
         assert outcome.exit_code == 0, outcome.output
     return folder / "it" / "runs" / "phase1"
+
+
+@pytest.fixture
+def started() -> Iterator[list[Run]]:
+    """Runs that a test starts and may leave."""
+    runs: list[Run] = []
+    yield runs
+    for run in runs:
+        for process in processes_of(run):
+            os.kill(process, signal.SIGKILL)

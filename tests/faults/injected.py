@@ -52,7 +52,6 @@ def before_step(action: Callable[[], None]) -> None:
 
 
 
-
 def loss_becomes(value: float, steps: Collection[int], rank: int | None = None) -> None:
     """The loss of these steps is multiplied by `value`: NaN, infinity, or a number."""
     from mmbert.mlm import MaskedLM

@@ -3,7 +3,8 @@ import os
 import re
 from pathlib import Path
 
-from mmbert.checkpoint import is_valid, newest_checkpoint, sha256_of, step_folders
+from mmbert.checkpoint import is_valid, newest_checkpoint, step_folders
+from mmbert.file_contents import sha256_of
 from mmbert.ledger import read_ledger
 from mmbert.ledger_audit import audit
 from tests.training_runs import Outcome, Run

@@ -1,6 +1,5 @@
 """Rows 4 and 11: shards that are missing, short, of another stream, or rotten, at the start and later."""
 import multiprocessing
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -15,23 +14,13 @@ import mmbert.shards
 from mmbert.manifest import check_shard, read_manifest
 from mmbert.shards import LanguageShards
 from tests.conftest import Corpus, Finished
+from tests.damage import flip, truncate
 from tests.faults.oracle import check_same_end
 from tests.guards import replace, without_shard_check
 from tests.training_runs import PRELOADED, Outcome, prepare, train, train_ranks
 
 SHARD = Path("train/invented/laa/shard.00000.mds")
 OTHER = Path("train/invented/lab/shard.00000.mds")
-
-
-def truncate(root: Path, share: float) -> None:
-    os.truncate(root / SHARD, int(share * (root / SHARD).stat().st_size))
-
-
-def flip(root: Path, bit: int | None = None) -> None:
-    content = bytearray((root / SHARD).read_bytes())
-    place = 4 * len(content) if bit is None else bit
-    content[place // 8] ^= 1 << place % 8
-    (root / SHARD).write_bytes(content)
 
 
 def swap(root: Path) -> None:
@@ -44,11 +33,11 @@ def delete(root: Path) -> None:
     (root / SHARD).unlink()
 
 
-BREAKS: dict[str, Callable[[Path], None]] = {
-    "empty": partial(truncate, share=0.0),
-    "half": partial(truncate, share=0.5),
-    "99 %": partial(truncate, share=0.99),
-    "one bit": flip,
+BREAKS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda root: truncate(root / SHARD, 0.0),
+    "half": lambda root: truncate(root / SHARD, 0.5),
+    "99 %": lambda root: truncate(root / SHARD, 0.99),
+    "one bit": lambda root: flip(root / SHARD),
     "deleted": delete,
     "swapped": swap,
 }
@@ -105,13 +94,13 @@ def test_two_ranks_end_with_the_same_line_and_go_on_once_the_shard_is_whole(
 ) -> None:
     root = Path(shutil.copytree(corpus.shards[64], tmp_path / "shards"))
     yaml = prepare(tmp_path / "it", corpus)
-    flip(root)
+    flip(root / SHARD)
     outcomes = train_ranks([yaml, f"data.root={root}"], tmp_path / "x.jsonl")
     assert [outcome.exit_code for outcome in outcomes] == [1, 1]
     lines = {outcome.output.splitlines()[-1] for outcome in outcomes}
     assert len(lines) == 1
     assert f"{root / SHARD} was changed after it was written" in lines.pop()
-    flip(root)
+    flip(root / SHARD)
     again = train_ranks([yaml, f"data.root={root}"], tmp_path / "x.jsonl")
     assert [outcome.exit_code for outcome in again] == [0, 0]
     check_same_end(tmp_path / "it" / "runs" / "phase1", two_ranks)
@@ -171,7 +160,7 @@ def test_without_the_check_a_flipped_bit_is_trained_on(
     """A flipped bit is another token, the model is trained on it, and the run ends with exit status 0."""
     root = Path(shutil.copytree(corpus.shards[64], tmp_path / "shards"))
     place = bit_that_makes_another_token((root / SHARD).parent, monkeypatch)
-    flip(root, place)
+    flip(root / SHARD, place)
     arguments = [prepare(tmp_path / "it", corpus), f"data.root={root}"]
     outcome = train(arguments, tmp_path / "x.jsonl", changes=[without_shard_check])
     assert outcome.exit_code == 0, outcome.output

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mmbert.checkpoint import FILES, is_valid, newest_checkpoint, read_state, sha256_of, step_folders
+from mmbert.checkpoint import FILES, is_valid, newest_checkpoint, read_state, step_folders
+from mmbert.file_contents import sha256_of
 from mmbert.ledger import read_ledger
 from tests.conftest import Corpus, Finished
+from tests.damage import flip, truncate
 from tests.faults.injected import full_disk, set_constant
 from tests.faults.oracle import check_same_end, check_tidy, names_in
 from tests.guards import with_retention_from_memory, without_checkpoint_check, without_ledger_check, without_retry
@@ -186,18 +188,6 @@ def test_without_the_ledger_a_run_silently_begins_at_step_one(corpus: Corpus, ha
 
 
 # ------------------------------------------------------------------------------------------ broken checkpoints, bit rot
-
-
-def truncate(path: Path, share: float) -> None:
-    os.truncate(path, int(share * path.stat().st_size))
-
-
-def flip(path: Path, bit: int | None = None) -> None:
-    """Flip one bit; by default in the middle."""
-    content = bytearray(path.read_bytes())
-    place = len(content) * 4 if bit is None else bit
-    content[place // 8] ^= 1 << place % 8
-    path.write_bytes(content)
 
 
 def fill_with_zeros(path: Path) -> None:

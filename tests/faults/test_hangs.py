@@ -1,8 +1,6 @@
 """Rows 5, 15, 16 and 17: processes that die or hang, those that they leave behind, and two that want the same run."""
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -28,28 +26,11 @@ from tests.guards import (
     without_worker_messages,
 )
 from tests.training_runs import Run, prepare, start_ranks, train, train_ranks
+from tests.waiting import wait_until
 
 HUNG = 86
 SECONDS = 4.5
 LIMIT = [f"hang_minutes={SECONDS / 60}", "checkpoint.give_up_minutes=0.01"]
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Come back when it is true, or fail."""
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def started() -> Iterator[list[Run]]:
-    """Runs that a test starts and may leave hanging."""
-    runs: list[Run] = []
-    yield runs
-    for run in runs:
-        for process in processes_of(run):
-            os.kill(process, signal.SIGKILL)
 
 
 # ------------------------------------------------------------------------------------------------------- loader workers

@@ -20,6 +20,7 @@ from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
 from mmbert.trainer import MAY_CHANGE, Phase, check_identity, flatten, within
 from tests.conftest import PHASES, Corpus, Finished
+from tests.damage import flip
 from tests.faults.injected import send_self
 from tests.faults.oracle import check_same_end, check_same_steps, fingerprint
 from tests.guards import without_identity_check, without_parent_check
@@ -281,10 +282,7 @@ def test_a_chain_that_is_killed_around_each_border_ends_with_the_same_bits(
 
 def flip_a_bit(run_folder: Path) -> None:
     """Of the weights of the newest checkpoint: the ones before it are not the run's last."""
-    path = newest_checkpoint(run_folder) / "model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+    flip(newest_checkpoint(run_folder) / "model.safetensors")
 
 
 def leave_alone(run_folder: Path) -> None:

@@ -18,22 +18,12 @@ from tests.conftest import Corpus, Finished
 from tests.faults.injected import at_row, sleep_for_ever
 from tests.faults.neighbours import pause_at_step, shared_memory_of, start, stream_rows
 from tests.faults.oracle import check_same_end, check_tidy, left_in_scratch, processes_of, processes_with
-from tests.faults.test_hangs import wait_until
 from tests.guards import without_parent_signal
 from tests.training_runs import Change, Run, prepare, train, train_ranks
+from tests.waiting import wait_until
 
 WORKERS = "data.num_workers=2"
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def started() -> Iterator[list[Run]]:
-    """Runs that a test starts and may leave."""
-    runs: list[Run] = []
-    yield runs
-    for run in runs:
-        for process in processes_of(run):
-            os.kill(process, signal.SIGKILL)
 
 
 def pause(folder: Path, step: int = 6) -> Change:

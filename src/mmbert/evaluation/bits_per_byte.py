@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from mmbert.checkpoint import sha256_of
 from mmbert.command import errors_in_one_line
 from mmbert.evaluation.heldout import check_heldout, read_heldout
 from mmbert.evaluation.json_files import read_json, write_json
 from mmbert.evaluation.scoring import LanguageScore, MaskingPlan, score_languages
+from mmbert.file_contents import sha256_of
 from mmbert.manifest import Manifest
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 

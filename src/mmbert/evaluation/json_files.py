@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.atomic import write_file
+from mmbert.file_contents import parse_object
 
 
 def read_json(path: Path, written_by: str) -> dict[str, Any]:
@@ -18,13 +19,7 @@ def read_json(path: Path, written_by: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {written_by} writes it")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; delete it, {written_by} writes it anew") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; delete it, {written_by} writes it anew")
-    return value
+    return parse_object(path.read_bytes(), path, f"delete it, {written_by} writes it anew")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
