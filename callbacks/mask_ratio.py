@@ -1,8 +1,7 @@
 """The inverse mask-ratio schedule: masks every training batch at the rate of its moment."""
-import torch
 from composer import Callback, Logger, State
 
-from mmbert.masking import IGNORE, Vocabulary, mask_tokens, token_hashes
+from mmbert.masking import Vocabulary, mask_tokens
 from mmbert.trainer import Phase
 
 
@@ -19,11 +18,11 @@ class MaskRatio(Callback):
         self.vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.special_token_ids)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Replace `input_ids` and add `labels` and `num_labels`; the batch is still on the CPU and whole."""
+        """Replace `input_ids`, and add `masked` and `targets` (M,) and M; the batch is still on the CPU and whole."""
         rate = self.schedule.value(int(state.timestamp.token), self.duration)
         batch = state.batch
-        hashes = token_hashes(self.seed, batch["row_positions"], batch["row_tokens"])
-        corrupted, labels = mask_tokens(batch["input_ids"].numpy(), hashes, rate, self.vocabulary)
-        batch["input_ids"], batch["labels"] = torch.from_numpy(corrupted), torch.from_numpy(labels)
-        batch["num_labels"] = int((labels != IGNORE).sum())
+        batch["input_ids"], batch["masked"], batch["targets"] = mask_tokens(
+            batch["input_ids"], batch["row_positions"], batch["row_tokens"], self.seed, rate, self.vocabulary
+        )
+        batch["num_labels"] = len(batch["targets"])
         logger.log_metrics({"mask_rate": rate})

@@ -1,39 +1,85 @@
-"""One line on the console every few steps."""
+"""How far a phase is and how fast it goes, on the console and in the loggers."""
+from dataclasses import dataclass
+from datetime import timedelta
 from time import monotonic
 
+import torch
 from composer import Callback, Logger, State
 
-from mmbert.trainer import Phase
+from mmbert.device_peaks import peak_flops
+from mmbert.flops import training_flops
+from mmbert.trainer import Phase, device_of
+
+
+@dataclass
+class Stretch:
+    """What one device did since the last report.
+
+    Attributes:
+        seconds: how long it took.
+        tokens: of all devices.
+        flops: of this device, see `training_flops`.
+        seconds_waited: of this device, for rows that the loader did not have ready.
+    """
+
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: int = 0
+    seconds_waited: float = 0.0
+
+    def rates(self, world_size: int, peak: float | None) -> dict[str, float]:
+        """Tokens a second, of all devices and of each; FLOP/s of one, and of its peak; share of time without rows."""
+        seconds = max(self.seconds, 1e-9)
+        rates = {
+            "throughput/tokens_per_second": self.tokens / seconds,
+            "throughput/tokens_per_second_per_device": self.tokens / seconds / world_size,
+            "throughput/flops_per_second_per_device": self.flops / seconds,
+            "throughput/data_wait_share": self.seconds_waited / seconds,
+        }
+        return rates | ({"throughput/mfu": self.flops / seconds / peak} if peak else {})
 
 
 class Progress(Callback):
-    """Prints tokens, loss, rates, speed and the time that is left, from rank 0."""
+    """Prints tokens, loss, rates, speed and the time that is left, from rank 0.
+
+    MFU, model FLOP utilisation, counts what the model needs, only masked tokens in the head, against the peak of the
+    GPU's data sheet.
+    """
 
     def __init__(self, phase: Phase) -> None:
-        self.name, self.duration = phase.config.name, phase.config.duration
-        self.interval = phase.config.logging.interval_batches
-        self.mask_rate = phase.config.mask_rate
-        self.rank, self.since = phase.ranks.rank, (0.0, 0)
+        self.config, self.ranks = phase.config, phase.ranks
+        on_gpu = device_of(phase.config) == "gpu"
+        self.peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+        self.since, self.stretch = monotonic(), Stretch()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start the clock."""
-        self.since = (monotonic(), int(state.timestamp.token))
+        self.since = monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Print every `interval_batches` steps and at the end."""
-        tokens = int(state.timestamp.token)
-        if self.rank or (int(state.timestamp.batch) % self.interval and tokens < self.duration):
+        """Count the step; report every `interval_batches` steps and at the end."""
+        batch, tokens = state.batch, int(state.timestamp.token)
+        self.stretch.tokens += int(batch["stream_tokens"].sum())
+        self.stretch.flops += training_flops(self.config.model, batch["lengths"], batch["num_labels"])
+        self.stretch.seconds_waited += batch["seconds_waited"]
+        if int(state.timestamp.batch) % self.config.logging.interval_batches and tokens < self.config.duration:
             return
-        seconds = monotonic() - self.since[0]
-        speed = (tokens - self.since[1]) / max(seconds, 1e-9)
-        self.since = (monotonic(), tokens)
-        loss = float(state.total_loss_dict["loss/train/total"])
-        rate = state.optimizers[0].param_groups[0]["lr"]
-        left = max(0, self.duration - tokens) / max(speed, 1e-9)
-        print(
-            f"{self.name}  {min(1.0, tokens / self.duration):4.0%}  {tokens:,} of {self.duration:,} tokens  "
-            f"loss {loss:.3f}  lr {rate:.1e}  mask {self.mask_rate.value(tokens, self.duration):.0%}  "
-            f"{speed:,.0f} tokens/s  {left:,.0f} s left",
-            flush=True,
+        self.stretch.seconds = monotonic() - self.since
+        rates = self.stretch.rates(self.ranks.world_size, self.peak)
+        self.since, self.stretch = monotonic(), Stretch()
+        left = max(0, self.config.duration - tokens) / max(rates["throughput/tokens_per_second"], 1e-9)
+        logger.log_metrics({**rates, "throughput/seconds_left": left})
+        if self.ranks.is_first:
+            loss = float(state.total_loss_dict["loss/train/total"])
+            print(self.line(tokens, loss, state.optimizers[0].param_groups[0]["lr"], rates, left), flush=True)
+
+    def line(self, tokens: int, loss: float, rate: float, rates: dict[str, float], left: float) -> str:
+        """The report for people."""
+        duration = self.config.duration
+        mfu = f"  MFU {rates['throughput/mfu']:.1%}" if "throughput/mfu" in rates else ""
+        return (
+            f"{self.config.name}  {min(1.0, tokens / duration):4.0%}  {tokens:,} of {duration:,} tokens  "
+            f"loss {loss:.3f}  lr {rate:.1e}  mask {self.config.mask_rate.value(tokens, duration):.0%}  "
+            f"{rates['throughput/tokens_per_second']:,.0f} tokens/s{mfu}  "
+            f"waiting {rates['throughput/data_wait_share']:.1%}  {timedelta(seconds=round(left))} left"
         )
-        logger.log_metrics({"tokens_per_second": speed})

@@ -88,7 +88,7 @@ def without_row_check() -> None:
     """What a shard's rows hold is not looked at."""
     import mmbert.shards
 
-    replace(mmbert.shards, "find_fault", lambda row, manifest: "")
+    replace(mmbert.shards, "find_fault", lambda rows, manifest: "")
 
 
 def without_stream_check() -> None:

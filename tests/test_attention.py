@@ -145,14 +145,6 @@ def test_packing_numbers_documents_and_positions() -> None:
     assert packing.positions.tolist() == [0, 1, 0, 1, 2, 0]
 
 
-def test_packing_is_the_same_from_lengths_and_from_cu_seqlens() -> None:
-    by_lengths = Packing.from_lengths([2, 3, 1], CPU, max_seqlen=8)
-    by_starts = Packing.build(torch.tensor([0, 2, 5, 6]), 8)
-    assert (by_starts.lengths, by_starts.max_seqlen) == (by_lengths.lengths, by_lengths.max_seqlen) == ([2, 3, 1], 8)
-    for name in ("cu_seqlens", "positions", "document_ids"):
-        assert torch.equal(getattr(by_starts, name), getattr(by_lengths, name))
-
-
 def test_packing_from_lengths_reads_nothing_from_the_device() -> None:
     """A meta tensor has no data to read."""
     packing = Packing.from_lengths([2, 3], torch.device("meta"))
@@ -167,20 +159,6 @@ def test_packing_from_lengths_reads_nothing_from_the_device() -> None:
 def test_impossible_lengths_are_refused(lengths: list[int], max_seqlen: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Packing.from_lengths(lengths, CPU, max_seqlen)
-
-
-@pytest.mark.parametrize(
-    "cu_seqlens, max_seqlen, message",
-    [
-        ([0, 4, 4], 4, "no empty document"),
-        ([1, 4], 4, "rise from 0"),
-        ([0], 4, "rise from 0"),
-        ([0, 5], 4, "max_seqlen=4"),
-    ],
-)
-def test_impossible_packing_is_refused(cu_seqlens: list[int], max_seqlen: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Packing.build(torch.tensor(cu_seqlens), max_seqlen)
 
 
 def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

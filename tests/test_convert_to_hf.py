@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert import convert_to_hf
+from mmbert.attention import Packing
 from mmbert.checkpoint import save_checkpoint
 from mmbert.config import ModelConfig
 from mmbert.convert_to_hf import fill_mask, main
@@ -92,7 +92,7 @@ def test_converted_model_gives_the_same_logits(save_run: Run, tmp_path: Path, th
     ours = MmBertForMaskedLM(ModelConfig(**{**asdict(model.config), "attention": "cpu"})).eval()
     ours.load_state_dict(model.state_dict())
     with torch.no_grad():
-        expected = ours(input_ids, torch.tensor([0, *accumulate(lengths)]), 200)
+        expected = ours(input_ids, Packing.from_lengths(lengths, torch.device("cpu")))
         actual = torch.cat([converted(ids[None]).logits[0] for ids in input_ids.split(lengths)])
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
     record = json.loads((run / "hf" / "conversion.json").read_text())

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from mmbert.config import RunConfig, load_config
-from mmbert.data import PhaseData, build_data, count_tokens, lay_end_to_end, read_languages, split_batch
-from mmbert.masking import IGNORE
+from mmbert.data import Microbatches, PhaseData, build_data, count_tokens, lay_end_to_end, read_languages
 from mmbert.packing import Row
 from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
@@ -29,20 +28,16 @@ PLACES, ROWS = [place for place, _ in PLACED], [row for _, row in PLACED]
 
 
 def masked_batch() -> dict:
-    """The four rows, every third token with a label."""
+    """The four rows, every third token masked."""
     batch = lay_end_to_end(PLACES, ROWS)
-    batch |= {key: torch.from_numpy(batch[key]) for key in ("input_ids", "cu_seqlens")}
-    labels = torch.full_like(batch["input_ids"], IGNORE)
-    labels[::3] = batch["input_ids"][::3]
-    return {**batch, "labels": labels, "num_labels": int((labels != IGNORE).sum())}
+    masked = np.arange(0, 23, 3)
+    return {**batch, "masked": masked, "targets": batch["input_ids"][masked] + 1, "num_labels": len(masked)}
 
 
 def test_rows_lie_end_to_end_with_the_borders_of_all_documents() -> None:
     batch = lay_end_to_end(PLACES, ROWS)
     assert batch["input_ids"].tolist() == [int(i) for r in ROWS for i in r.input_ids]
-    assert batch["cu_seqlens"].tolist() == [0, 3, 7, 14, 15, 16, 21, 23]
-    assert batch["cu_seqlens"].dtype == np.int32
-    assert batch["max_seqlen"] == 7
+    assert batch["lengths"].tolist() == [3, 4, 7, 1, 1, 5, 2]
     assert batch["row_tokens"] == [7, 7, 7, 2]
     assert batch["row_documents"] == [2, 1, 3, 1]
     assert batch["row_positions"].tolist() == [1, 2, 3, 4]
@@ -56,14 +51,32 @@ def test_ids_above_sixteen_bits_survive() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
 def test_microbatches_are_whole_rows_and_lose_nothing(size: int) -> None:
     batch = masked_batch()
-    parts = split_batch(batch, size)
+    parts = Microbatches()(batch, size)
     assert [len(part["row_tokens"]) for part in parts[:-1]] == [size] * (len(parts) - 1)
-    for key in ("input_ids", "labels"):
-        assert torch.cat([part[key] for part in parts]).equal(batch[key])
-    assert sum(part["num_labels"] for part in parts) == batch["num_labels"]
-    documents = [length for part in parts for length in part["cu_seqlens"].diff().tolist()]
-    assert documents == batch["cu_seqlens"].diff().tolist()
-    assert all(part["cu_seqlens"][0] == 0 and part["max_seqlen"] == part["cu_seqlens"].diff().max() for part in parts)
+    for key in ("input_ids", "targets"):
+        assert torch.cat([part[key] for part in parts]).tolist() == batch[key].tolist()
+    starts = np.cumsum([0, *(len(part["input_ids"]) for part in parts)])
+    masked = [part["masked"] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    assert torch.cat(masked).tolist() == batch["masked"].tolist()
+    assert [part["num_labels"] for part in parts] == [len(part["targets"]) for part in parts]
+    assert [length for part in parts for length in part["lengths"]] == batch["lengths"].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+def test_padded_microbatches_have_one_shape_and_predict_nothing_of_the_padding(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # it needs a GPU
+    batch = masked_batch()
+    parts = Microbatches(pad_to=9 * size, pad_token_id=99, max_seqlen=9)(batch, size)
+    for part, plain in zip(parts, Microbatches()(batch, size), strict=True):
+        tokens = len(plain["input_ids"])
+        assert len(part["input_ids"]) == sum(part["lengths"]) == 9 * size
+        assert part["input_ids"][:tokens].equal(plain["input_ids"])
+        assert (part["input_ids"][tokens:] == 99).all()
+        assert part["lengths"][: len(plain["lengths"])] == plain["lengths"]
+        assert max(part["lengths"]) <= 9 == part["max_seqlen"]
+        assert part["masked"].equal(plain["masked"])
 
 
 def test_tokens_are_counted_as_plain_ints() -> None:
@@ -81,14 +94,14 @@ def config(corpus: Corpus, tmp_path: Path) -> RunConfig:
 def first_batches(config: RunConfig, start: int, rank: int, world_size: int, number: int) -> list[dict]:
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
     ranks = Ranks(rank, world_size, None)  # each thinks that it is alone: what they tell each other is not tested here
-    return list(islice(build_data(config, data, start, ranks).dataloader, number))
+    return list(islice(build_data(config, data, start, ranks, Microbatches()).dataloader, number))
 
 
 def test_two_ranks_read_the_rows_that_one_rank_reads(config: RunConfig) -> None:
     alone = first_batches(config, 0, 0, 1, 5)
     halves = [first_batches(config, 0, rank, 2, 5) for rank in (0, 1)]
     for batch, first, second in zip(alone, *halves, strict=True):
-        assert torch.cat([first["input_ids"], second["input_ids"]]).equal(batch["input_ids"])
+        assert [*first["input_ids"], *second["input_ids"]] == list(batch["input_ids"])
         assert [*first["row_positions"], *second["row_positions"]] == list(batch["row_positions"])
 
 
@@ -96,7 +109,7 @@ def test_a_resumed_loader_goes_on_at_its_row(config: RunConfig) -> None:
     batches = first_batches(config, 0, 0, 1, 5)
     resumed = first_batches(config, 8, 0, 1, 3)
     for old, new in zip(batches[2:], resumed, strict=True):
-        assert old["input_ids"].equal(new["input_ids"])
+        assert np.array_equal(old["input_ids"], new["input_ids"])
 
 
 @pytest.mark.fault(22)
@@ -108,8 +121,8 @@ def test_the_number_of_workers_changes_nothing(config: RunConfig, workers: int) 
         for number in (0, workers)
     )
     for batch, same in zip(one, other, strict=True):
-        assert batch["input_ids"].equal(same["input_ids"])
-        assert batch["cu_seqlens"].equal(same["cu_seqlens"])
+        assert np.array_equal(batch["input_ids"], same["input_ids"])
+        assert np.array_equal(batch["lengths"], same["lengths"])
         assert batch["digest"] == same["digest"]
 
 
@@ -129,7 +142,7 @@ def test_a_shard_that_disappears_stops_the_run_instead_of_ending_the_epoch(
 ) -> None:
     config = replace(config, data=replace(config.data, num_workers=workers))
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
-    spec = build_data(config, data, 0, Ranks(0, 1, None))
+    spec = build_data(config, data, 0, Ranks(0, 1, None), Microbatches())
     shard = corpus.shards[64] / "train" / "invented" / "laa" / "shard.00000.mds"
     hidden = shard.rename(shard.with_suffix(".hidden"))
     try:
@@ -144,7 +157,7 @@ def test_a_shard_that_disappears_stops_the_run_instead_of_ending_the_epoch(
 def test_a_worker_that_is_killed_is_an_error_in_one_line(config: RunConfig) -> None:
     config = replace(config, data=replace(config.data, num_workers=2))
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
-    batches = iter(build_data(config, data, 0, Ranks(0, 1, None)).dataloader)
+    batches = iter(build_data(config, data, 0, Ranks(0, 1, None), Microbatches()).dataloader)
     next(batches)
     for child in active_children():
         child.kill()

@@ -1,6 +1,7 @@
 """FLOP counts against counting one by one, and against the figures published for the real shapes."""
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmbert.config import load_config
@@ -9,7 +10,7 @@ from mmbert.flops import forward_flops, scored_pairs, training_flops
 
 @pytest.mark.parametrize("window", [None, 0, 1, 3, 64])
 def test_scored_pairs_are_those_that_a_mask_would_show(window: int | None) -> None:
-    lengths = [1, 2, 5, 63, 64, 65, 130]
+    lengths = np.array([1, 2, 5, 63, 64, 65, 130])
     counted = sum(
         window is None or abs(query - key) <= window
         for length in lengths
@@ -28,11 +29,12 @@ def test_a_token_of_the_papers_models_costs_what_was_worked_out_by_hand(
 ) -> None:
     """Worked out with full rows and 129 keys a query in local layers."""
     config = load_config(Path("yamls") / f"{recipe}.yaml").model
-    per_token = training_flops(config, [seq] * 10, int(mask * 10 * seq)) / (10 * seq)
+    per_token = training_flops(config, np.full(10, seq), int(mask * 10 * seq)) / (10 * seq)
     assert per_token / 1e9 == pytest.approx(gigaflops, rel=0.005)
 
 
 def test_a_batch_without_labels_pays_no_head() -> None:
     config = load_config(Path("yamls/phase1.yaml")).model
-    head = forward_flops(config, [100], 1) - forward_flops(config, [100], 0)
+    lengths = np.array([100])
+    head = forward_flops(config, lengths, 1) - forward_flops(config, lengths, 0)
     assert head == 2 * 768 * 768 + 2 * 768 * 256_000

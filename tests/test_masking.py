@@ -2,55 +2,61 @@
 import numpy as np
 import pytest
 
-from mmbert.masking import IGNORE, Vocabulary, mask_tokens, token_hashes
+from mmbert.masking import LANES, Vocabulary, mask_tokens, token_hashes
 
 VOCABULARY = Vocabulary(size=1000, mask=4, special=(0, 1, 2, 3, 4))
+Masked = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def masked(ids: np.ndarray, rate: float, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
+def masked(ids: np.ndarray, rate: float, seed: int = 7) -> Masked:
     """Mask rows of 100 tokens."""
     rows = len(ids) // 100
-    return mask_tokens(ids, token_hashes(seed, np.arange(rows), [100] * rows), rate, VOCABULARY)
+    return mask_tokens(ids, np.arange(rows), [100] * rows, seed, rate, VOCABULARY)
+
+
+def mask_row(ids: np.ndarray, position: int, seed: int = 7) -> Masked:
+    return mask_tokens(ids, np.array([position]), [len(ids)], seed, 0.3, VOCABULARY)
 
 
 @pytest.fixture(scope="module")
 def ids() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 1000, size=1_000_000)
+    return np.random.default_rng(0).integers(0, 1000, size=1_000_000, dtype=np.int32)
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.15, 0.3])
+@pytest.mark.parametrize("rate", [0.05, 0.15, 0.3, 1.0])
 def test_maskable_tokens_are_chosen_at_the_rate(ids: np.ndarray, rate: float) -> None:
-    _, labels = masked(ids, rate)
+    _, places, _ = masked(ids, rate)
     maskable = (ids > 4).sum()
-    assert (labels != IGNORE).sum() / maskable == pytest.approx(rate, abs=4 * np.sqrt(rate / maskable))
+    assert len(places) / maskable == pytest.approx(rate, abs=4 * np.sqrt(rate * (1 - rate) / maskable))
 
 
 def test_special_tokens_are_neither_chosen_nor_changed(ids: np.ndarray) -> None:
-    corrupted, labels = masked(ids, 0.5)
+    corrupted, places, _ = masked(ids, 0.5)
     special = ids <= 4
-    assert (labels[special] == IGNORE).all()
+    assert not special[places].any()
     assert (corrupted[special] == ids[special]).all()
 
 
-def test_tokens_without_a_label_are_unchanged_and_labels_are_the_original_ids(ids: np.ndarray) -> None:
-    corrupted, labels = masked(ids, 0.3)
-    chosen = labels != IGNORE
-    assert (corrupted[~chosen] == ids[~chosen]).all()
-    assert (labels[chosen] == ids[chosen]).all()
+def test_only_chosen_tokens_change_and_targets_are_the_original_ids(ids: np.ndarray) -> None:
+    before = ids.copy()
+    corrupted, places, targets = masked(ids, 0.3)
+    assert (ids == before).all()
+    assert (np.diff(places) > 0).all()
+    assert (targets == ids[places]).all()
+    assert (corrupted.dtype, places.dtype, targets.dtype) == (np.int32, np.int64, np.int64)
+    corrupted[places] = targets
+    assert (corrupted == ids).all()
 
 
 def test_eighty_percent_are_masks_ten_random_ten_kept(ids: np.ndarray) -> None:
-    corrupted, labels = masked(ids, 0.3)
-    chosen = labels != IGNORE
-    masks = (corrupted[chosen] == 4).mean()
-    kept = (corrupted[chosen] == ids[chosen]).mean()
-    assert masks == pytest.approx(0.8, abs=0.003)
-    assert kept == pytest.approx(0.1 + 0.1 / 995, abs=0.003)
+    corrupted, places, targets = masked(ids, 0.3)
+    assert (corrupted[places] == 4).mean() == pytest.approx(0.8, abs=0.003)
+    assert (corrupted[places] == targets).mean() == pytest.approx(0.1 + 0.1 / 995, abs=0.003)
 
 
 def test_random_ids_are_uniform_over_the_vocabulary_without_the_special_ones(ids: np.ndarray) -> None:
-    corrupted, labels = masked(ids, 0.5)
-    replaced = corrupted[(labels != IGNORE) & (corrupted != 4) & (corrupted != ids)]
+    corrupted, _, _ = masked(ids, 0.5)
+    replaced = corrupted[(corrupted != 4) & (corrupted != ids)]
     counts = np.bincount(replaced, minlength=1000)
     assert counts[:5].sum() == 0
     expected = len(replaced) / 995
@@ -59,37 +65,46 @@ def test_random_ids_are_uniform_over_the_vocabulary_without_the_special_ones(ids
 
 
 def test_masks_of_a_row_do_not_depend_on_its_batch() -> None:
-    ids = np.random.default_rng(1).integers(5, 1000, size=600)
-    lengths, positions = [100, 300, 200], np.array([11, 12, 13])
-    whole, labels = mask_tokens(ids, token_hashes(7, positions, lengths), 0.3, VOCABULARY)
-    start = 0
+    """Rows of lengths that no number of lanes divides, each alone and behind longer and shorter ones."""
+    ids = np.random.default_rng(1).integers(5, 1000, size=603, dtype=np.int32)
+    lengths, positions = [101, 299, 200, 3], np.array([11, 12, 13, 14])
+    whole, places, targets = mask_tokens(ids, positions, lengths, 7, 0.3, VOCABULARY)
+    start, alone = 0, []
     for length, position in zip(lengths, positions, strict=True):
-        row = ids[start : start + length]
-        alone = mask_tokens(row, token_hashes(7, np.array([position]), [length]), 0.3, VOCABULARY)
-        assert (alone[0] == whole[start : start + length]).all()
-        assert (alone[1] == labels[start : start + length]).all()
+        corrupted, own_places, own_targets = mask_row(ids[start : start + length], position)
+        assert (corrupted == whole[start : start + length]).all()
+        alone.append((own_places + start, own_targets))
         start += length
+    assert np.concatenate([own for own, _ in alone]).tolist() == places.tolist()
+    assert np.concatenate([own for _, own in alone]).tolist() == targets.tolist()
 
 
 def test_a_row_seen_again_at_another_position_or_seed_is_masked_anew() -> None:
-    ids = np.arange(5, 905)
-    labels = [
-        mask_tokens(ids, token_hashes(seed, np.array([position]), [900]), 0.3, VOCABULARY)[1] != IGNORE
-        for seed, position in ((7, 0), (7, 1), (8, 0))
-    ]
+    ids = np.arange(5, 905, dtype=np.int32)
+    chosen = [np.isin(np.arange(900), mask_row(ids, position, seed)[1]) for seed, position in ((7, 0), (7, 1), (8, 0))]
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        overlap = (labels[one] & labels[other]).mean()
+        overlap = (chosen[one] & chosen[other]).mean()
         assert overlap == pytest.approx(0.09, abs=0.04)  # independent: 0.3 * 0.3
 
 
+def test_what_is_chosen_and_what_becomes_of_it_are_independent(ids: np.ndarray) -> None:
+    """Of neighbours that share a hash too: both are chosen, and both become masks, as often as by chance."""
+    corrupted, places, _ = masked(ids, 0.5)
+    chosen = np.zeros(len(ids), dtype=bool)
+    chosen[places] = True
+    is_mask = corrupted == 4
+    groups, masks = chosen.reshape(-1, 100)[:, :100].reshape(-1, LANES), is_mask.reshape(-1, LANES)
+    for first in range(LANES):
+        for second in range(first):
+            maskable = (ids.reshape(-1, LANES)[:, [first, second]] > 4).all(axis=1)
+            pair = groups[maskable][:, [first, second]].all(axis=1)
+            assert pair.mean() == pytest.approx(0.25, abs=0.005)
+            both = masks[maskable][pair][:, [first, second]].all(axis=1)
+            assert both.mean() == pytest.approx(0.64, abs=0.008)
+
+
 def test_hashes_pass_as_uniform_and_neighbours_as_independent() -> None:
-    hashes = token_hashes(0, np.arange(2000), [500] * 2000) / 2.0**64
-    assert hashes.mean() == pytest.approx(0.5, abs=0.002)
-    assert abs(np.corrcoef(hashes[:-1], hashes[1:])[0, 1]) < 0.004
-    rows = hashes.reshape(2000, 500)
-    assert abs(np.corrcoef(rows[:-1].ravel(), rows[1:].ravel())[0, 1]) < 0.004
-
-
-def test_an_id_outside_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="exceed the vocabulary of 1000"):
-        masked(np.full(100, 1000), 0.3)
+    lanes = token_hashes(0, np.arange(2000), 500).view("<u2").ravel() / 2.0**16
+    assert lanes.mean() == pytest.approx(0.5, abs=0.002)
+    for distance in (1, 2, 3, LANES, 500):
+        assert abs(np.corrcoef(lanes[:-distance], lanes[distance:])[0, 1]) < 0.004

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import cache
-from itertools import accumulate
 from math import erf, exp, pi, sqrt
 
 import pytest
@@ -13,7 +12,6 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert.attention import Packing
 from mmbert.config import ModelConfig
-from mmbert.masking import IGNORE
 from mmbert.model import MmBertForMaskedLM
 
 SMALLEST = ModelConfig(
@@ -70,14 +68,16 @@ def build_reference(config: ModelConfig, model: MmBertForMaskedLM, attn_implemen
     return reference
 
 
-def batch_of(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Random input_ids, their cu_seqlens, and labels on 30 % of the tokens but always on the first."""
+def batch_of(lengths: list[int], device: str = "cpu") -> tuple[Tensor, Packing, Tensor, Tensor]:
+    """Random input_ids and where they lie; about 30 % of the places, the first one among them, and targets."""
     torch.manual_seed(1)
     input_ids = torch.randint(1, SMALLEST.vocab_size, (sum(lengths),))
-    masked = torch.rand(sum(lengths)) < 0.3
-    masked[0] = True
-    labels = torch.where(masked, torch.randint(1, SMALLEST.vocab_size, masked.shape), IGNORE)
-    return input_ids, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), labels
+    chosen = torch.rand(sum(lengths)) < 0.3
+    chosen[0] = True
+    masked = chosen.nonzero().squeeze(1)
+    targets = torch.randint(1, SMALLEST.vocab_size, masked.shape)
+    packing = Packing.from_lengths(lengths, torch.device(device))
+    return input_ids.to(device), packing, masked.to(device), targets.to(device)
 
 
 def assert_relatively_close(actual: Tensor, expected: Tensor, name: str) -> None:
@@ -94,16 +94,19 @@ def assert_relatively_close(actual: Tensor, expected: Tensor, name: str) -> None
 def test_logits_and_all_gradients_equal_transformers(
     lengths: list[int], thetas: tuple[float, float], attn_implementation: str
 ) -> None:
-    """Documents packed together here, alone there; only masked tokens reach the head here, all of them there."""
+    """Documents packed together here, alone there; a chunk of masked tokens at a time reaches the head here."""
     config = replace(SMALLEST, global_rope_theta=thetas[0], local_rope_theta=thetas[1])
     model = build(config)
     reference = build_reference(config, model, attn_implementation)
-    input_ids, cu_seqlens, labels = batch_of(lengths)
+    input_ids, packing, masked, targets = batch_of(lengths)
 
     expected = torch.cat([reference(ids[None]).logits[0] for ids in input_ids.split(lengths)])
-    F.cross_entropy(expected, labels, reduction="sum").backward()
-    assert_relatively_close(model(input_ids, cu_seqlens, max(lengths)), expected, "logits")
-    F.cross_entropy(*model(input_ids, cu_seqlens, max(lengths), labels), reduction="sum").backward()
+    expected_loss = F.cross_entropy(expected[masked], targets, reduction="sum")
+    expected_loss.backward()
+    assert_relatively_close(model(input_ids, packing), expected, "logits")
+    loss = model.loss(input_ids, packing, masked, targets)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     expected_gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
     assert gradients.keys() == expected_gradients.keys()
@@ -116,31 +119,44 @@ def test_documents_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch, loop: 
     monkeypatch.setattr(Packing, "loop_is_cheaper", lambda self, window: loop)
     model = build(SMALLEST)
     lengths = [30, 70, 200]
-    input_ids, cu_seqlens, _ = batch_of(lengths)
+    input_ids, packing, *_ = batch_of(lengths)
     changed = input_ids.clone()
     changed[30:100] = SMALLEST.vocab_size - input_ids[30:100]
     with torch.no_grad():
-        before, after = (model(ids, cu_seqlens, 200).split(lengths) for ids in (input_ids, changed))
+        before, after = (model(ids, packing).split(lengths) for ids in (input_ids, changed))
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(after[2], before[2], rtol=0, atol=1e-6)
     assert (after[1] - before[1]).abs().amax(dim=1).min() > 1e-3
 
 
-def test_labels_select_the_logits_of_masked_tokens() -> None:
+def test_masked_selects_the_logits() -> None:
     model = build(SMALLEST)
-    input_ids, cu_seqlens, labels = batch_of([50, 150])
-    masked = labels != IGNORE
+    input_ids, packing, masked, _ = batch_of([50, 150])
     with torch.no_grad():
-        logits, targets = model(input_ids, cu_seqlens, 150, labels)
-        torch.testing.assert_close(logits, model(input_ids, cu_seqlens, 150)[masked])
-    assert torch.equal(targets, labels[masked])
+        torch.testing.assert_close(model(input_ids, packing, masked), model(input_ids, packing)[masked])
 
 
-def test_batch_without_masked_tokens_gives_no_logits() -> None:
-    input_ids, cu_seqlens, labels = batch_of([20])
-    logits, targets = build(SMALLEST)(input_ids, cu_seqlens, 20, torch.full_like(labels, IGNORE))
-    assert logits.shape == (0, SMALLEST.vocab_size)
-    assert targets.shape == (0,)
+def test_a_batch_without_masked_tokens_has_no_loss_and_no_gradient() -> None:
+    model = build(SMALLEST)
+    input_ids, packing, masked, targets = batch_of([20])
+    assert model(input_ids, packing, masked[:0]).shape == (0, SMALLEST.vocab_size)
+    loss = model.loss(input_ids, packing, masked[:0], targets[:0])
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_documents_of_padding_change_nothing() -> None:
+    """What a microbatch for a GPU is filled up with: the same loss and gradients."""
+    input_ids, packing, masked, targets = batch_of([50, 150])
+    padded = torch.cat([input_ids, torch.zeros(230, dtype=input_ids.dtype)])
+    gradients = []
+    for ids, places in ((input_ids, packing), (padded, Packing.from_lengths([50, 150, 200, 30], torch.device("cpu")))):
+        model = build(SMALLEST)
+        model.loss(ids, places, masked, targets).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert_relatively_close(gradients[1][name], gradient, name)
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
@@ -203,27 +219,27 @@ def test_decoder_shares_the_embedding_matrix() -> None:
 
 def test_dropout_falls_on_the_output_of_attention_and_nowhere_else() -> None:
     """When all of it is dropped, what is left equals a model whose attention writes nothing."""
-    input_ids, cu_seqlens, _ = batch_of([40])
+    input_ids, packing, *_ = batch_of([40])
     dropping = build(replace(SMALLEST, attn_out_dropout=1.0)).train()
     silent = build(SMALLEST)
     with torch.no_grad():
         for layer in silent.model.layers:
             layer.attn.Wo.weight.zero_()
-        assert torch.equal(dropping(input_ids, cu_seqlens, 40), silent(input_ids, cu_seqlens, 40))
+        assert torch.equal(dropping(input_ids, packing), silent(input_ids, packing))
 
 
 def bf16_close_to_fp32(device: str) -> None:
     model = build(replace(SMALLEST, initializer_range=0.1)).to(device)
-    input_ids, cu_seqlens, labels = (x.to(device) for x in batch_of([1, 64, 129, 300]))
+    input_ids, packing, masked, targets = batch_of([1, 64, 129, 300], device)
 
     def loss_and_gradient() -> tuple[Tensor, Tensor]:
-        loss = F.cross_entropy(*model(input_ids, cu_seqlens, 300, labels))
+        loss = model.loss(input_ids, packing, masked, targets) / len(targets)
         return loss.detach(), torch.autograd.grad(loss, model.model.layers[1].attn.Wqkv.weight)[0]
 
     loss, gradient = loss_and_gradient()
     with torch.autocast(device, dtype=torch.bfloat16):
         half_loss, half_gradient = loss_and_gradient()
-        assert model(input_ids, cu_seqlens, 300).dtype == torch.bfloat16
+        assert model(input_ids, packing).dtype == torch.bfloat16
     assert abs(half_loss / loss - 1) < 0.01  # bf16 has 8 bits
     assert (half_gradient - gradient).norm() < 0.05 * gradient.norm()
 

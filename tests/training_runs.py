@@ -273,7 +273,7 @@ def _run(
                 "step": int(state.timestamp.batch),
                 "tokens": int(state.timestamp.token),
                 "loss": float(state.total_loss_dict["loss/train/total"]).hex(),
-                "ids": zlib.crc32(batch["input_ids"].numpy().tobytes()),
+                "ids": zlib.crc32(batch["input_ids"].tobytes()),
                 "rows": [int(position) for position in batch["row_positions"]],
                 "masked": batch["num_labels"] / len(batch["input_ids"]),
                 "lr": groups[0]["lr"],

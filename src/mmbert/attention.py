@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, Literal, Self
 
 import torch
@@ -72,19 +72,6 @@ class Packing:
         cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         positions = torch.cat([torch.arange(length) for length in lengths])
         return cls(_send(cu_seqlens, device), max_seqlen, list(lengths), _send(positions, device))
-
-    @classmethod
-    def build(cls, cu_seqlens: Tensor, max_seqlen: int) -> Self:
-        """The same from FlashAttention's arguments. On a GPU this waits for the device.
-
-        Raises:
-            ValueError: `cu_seqlens` does not rise from 0, or a document is longer than `max_seqlen`.
-        """
-        starts = cu_seqlens.tolist()
-        lengths = [end - start for start, end in pairwise(starts)]
-        if starts[0] != 0 or not lengths or min(lengths) < 1:
-            raise ValueError(f"cu_seqlens must rise from 0 with no empty document, got {starts}")
-        return cls.from_lengths(lengths, cu_seqlens.device, max_seqlen)
 
     @cached_property
     def document_ids(self) -> Tensor:

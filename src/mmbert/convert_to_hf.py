@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert.atomic import partial_folder, publish_folder
+from mmbert.attention import Packing
 from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
@@ -120,7 +120,7 @@ def hf_max_logit_difference(model: MmBertForMaskedLM, folder: Path, documents: l
     ).eval()
     model.double()
     lengths = [len(document) for document in documents]
-    logits = model(torch.cat(documents), torch.tensor([0, *accumulate(lengths)]), max(lengths))  # (T, V)
+    logits = model(torch.cat(documents), Packing.from_lengths(lengths, torch.device("cpu")))  # (T, V)
     differences = []
     for ours, document in zip(logits.split(lengths), documents, strict=True):
         input_ids = document.unsqueeze(0)

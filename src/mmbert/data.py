@@ -1,23 +1,23 @@
 """From per-language shards to batches: one stream per language, one fixed order, flat packed batches.
 
-A batch is one flat stream of T tokens with `cu_seqlens`, as FlashAttention takes it: no padding between documents.
-B rows, N documents.
+A batch is one flat stream of T tokens, no padding between documents. B rows, N documents, M masked tokens.
 """
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
 from composer.core import DataSpec
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmbert.config import RunConfig
 from mmbert.manifest import Manifest, check_stream, stream_folder
-from mmbert.masking import IGNORE
-from mmbert.mixture import Group, Plan
+from mmbert.mixture import Group, Integers, Plan
 from mmbert.packing import Row
 from mmbert.processes import die_with_parent
 from mmbert.ranks import Ranks
@@ -134,7 +134,7 @@ class PackedRows(Dataset):
 
     def __getitems__(self, places: list[Place]) -> Batch | Exception:
         try:
-            return lay_end_to_end(places, [self.shards.row(stream, row) for _, stream, row in places])
+            return lay_end_to_end(places, self.shards.rows([place[1:] for place in places]))
         except (ValueError, OSError) as error:
             return error
 
@@ -143,18 +143,15 @@ def lay_end_to_end(places: Sequence[Place], rows: Sequence[Row]) -> Batch:
     """One batch of B rows.
 
     Returns:
-        input_ids (T,) int64; cu_seqlens (N + 1,) int32; max_seqlen int; and per row, (B,): row_tokens and
+        input_ids (T,) int32; lengths (N,) int64, tokens of each document; and per row, (B,): row_tokens and
         row_documents as ints, row_positions, row_streams and row_hashes as arrays.
     """
-    lengths = [row.lengths.astype(np.int64) for row in rows]
-    documents = np.concatenate(lengths)
     positions, streams, numbers = np.array(places, dtype=np.int64).T
     return {
-        "input_ids": np.concatenate([row.input_ids for row in rows]).astype(np.int64),
-        "cu_seqlens": np.concatenate([[0], np.cumsum(documents)]).astype(np.int32),
-        "max_seqlen": int(documents.max()),
-        "row_tokens": [int(row.sum()) for row in lengths],
-        "row_documents": [len(row) for row in lengths],
+        "input_ids": np.concatenate([row.input_ids for row in rows]).view(np.int32),  # no id needs the sign's bit
+        "lengths": np.concatenate([row.lengths for row in rows]).astype(np.int64),
+        "row_tokens": [len(row.input_ids) for row in rows],
+        "row_documents": [len(row.lengths) for row in rows],
         "row_positions": positions,
         "row_streams": streams,
         "row_hashes": row_hashes(positions, streams, numbers),
@@ -185,12 +182,10 @@ class RankBatches:
         batches = iter(self.loader)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise wherever the main thread is
         while True:
-            batch = self.agree(self.fetch(batches))
-            yield {
-                **batch,
-                "input_ids": torch.from_numpy(batch["input_ids"]),
-                "cu_seqlens": torch.from_numpy(batch["cu_seqlens"]),
-            }
+            began = monotonic()
+            batch = self.fetch(batches)
+            waited = monotonic() - began
+            yield {**self.agree(batch), "seconds_waited": waited}
 
     def fetch(self, batches: Iterator[Batch | Exception]) -> Batch | Exception:
         """The next batch, or why there is none."""
@@ -218,35 +213,63 @@ class RankBatches:
         return {**batch, "stream_tokens": total[2:], "digest": int(digest.astype(np.uint64))}
 
 
-def split_batch(batch: Batch, microbatch_size: int | float) -> list[Batch]:
-    """Cut a masked batch into microbatches of `microbatch_size` rows."""
-    size = int(microbatch_size)
-    rows = len(batch["row_tokens"])
-    if rows <= size:
-        return [batch]
-    token = np.concatenate([[0], np.cumsum(batch["row_tokens"])])
-    document = np.concatenate([[0], np.cumsum(batch["row_documents"])])
-    parts = []
-    for first in range(0, rows, size):
-        last = min(first + size, rows)
-        cu_seqlens = batch["cu_seqlens"][document[first] : document[last] + 1]
-        labels = batch["labels"][token[first] : token[last]]
-        parts.append(
-            {
-                "input_ids": batch["input_ids"][token[first] : token[last]],
-                "labels": labels,
-                "num_labels": int((labels != IGNORE).sum()),
-                "cu_seqlens": cu_seqlens - cu_seqlens[0],
-                "max_seqlen": int(cu_seqlens.diff().max()),
-                **{key: batch[key][first:last] for key in batch if key.startswith("row_")},
-            }
-        )
-    return parts
+@dataclass(frozen=True)
+class Microbatches:
+    """Cuts a masked batch into microbatches of whole rows, as tensors.
+
+    Attributes:
+        pad_to: tokens that every microbatch gets, with documents of padding behind the last row, so that a compiled
+            model meets one shape; None for no padding.
+        pad_token_id: what they are made of; nothing is predicted of them.
+        max_seqlen: the longest document of a microbatch with padding; a bound for the kernels that stays the same.
+    """
+
+    pad_to: int | None = None
+    pad_token_id: int = 0
+    max_seqlen: int | None = None
+
+    def __call__(self, batch: Batch, microbatch_size: int | float) -> list[Batch]:
+        """Microbatches of `microbatch_size` rows; the last may have fewer.
+
+        Returns:
+            Of each: input_ids (T,) int32, masked (M,) and targets (M,) int64 as tensors, `lengths` as a list,
+            `max_seqlen`, `num_labels`, and the `row_…` of its rows.
+        """
+        size, rows = int(microbatch_size), len(batch["row_tokens"])
+        token = np.cumsum([0, *batch["row_tokens"]])
+        document = np.cumsum([0, *batch["row_documents"]])
+        label = np.searchsorted(batch["masked"], token)
+        return [self.cut(batch, range(first, min(first + size, rows)), token, document, label)
+                for first in range(0, rows, size)]  # fmt: skip
+
+    def cut(self, batch: Batch, rows: range, token: Integers, document: Integers, label: Integers) -> Batch:
+        """The microbatch of these rows; (B + 1,) where each row's tokens, documents and labels begin and end."""
+        tokens, documents, labels = (slice(ends[rows.start], ends[rows.stop]) for ends in (token, document, label))
+        input_ids, lengths = batch["input_ids"][tokens], batch["lengths"][documents].tolist()
+        if self.pad_to is not None and (missing := self.pad_to - len(input_ids)) > 0:
+            assert self.max_seqlen is not None
+            input_ids = np.pad(input_ids, (0, missing), constant_values=self.pad_token_id)
+            full, rest = divmod(missing, self.max_seqlen)
+            lengths += [self.max_seqlen] * full + [rest] * (rest > 0)
+        return {
+            "input_ids": self.tensor(input_ids),
+            "masked": self.tensor(batch["masked"][labels] - tokens.start),
+            "targets": self.tensor(batch["targets"][labels]),
+            "num_labels": int(labels.stop - labels.start),
+            "lengths": lengths,
+            "max_seqlen": self.max_seqlen,
+            **{key: batch[key][rows.start : rows.stop] for key in batch if key.startswith("row_")},
+        }
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A tensor that a GPU can be sent without waiting for it: its memory must be pinned."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.pad_to is not None else tensor
 
 
 def count_tokens(batch: Batch) -> dict[str, int]:
     """Tokens of the batch, and those with a label once it is masked: Composer weighs microbatches by the latter."""
-    return {"total": len(batch["input_ids"]), "loss_generating": batch.get("num_labels", 0)}
+    return {"total": sum(batch["row_tokens"]), "loss_generating": batch.get("num_labels", 0)}
 
 
 def start_worker(number: int) -> None:
@@ -262,7 +285,9 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def build_data(config: RunConfig, data: PhaseData, start: int, ranks: Ranks) -> DataSpec:
+def build_data(
+    config: RunConfig, data: PhaseData, start: int, ranks: Ranks, microbatches: Microbatches
+) -> DataSpec:
     """The training batches of this rank from row `start` of the phase on, as Composer takes them."""
     loader = DataLoader(
         PackedRows(LanguageShards(data.folders, data.manifests)),
@@ -273,7 +298,7 @@ def build_data(config: RunConfig, data: PhaseData, start: int, ranks: Ranks) -> 
     )
     return DataSpec(
         RankBatches(loader, ranks, len(data.names)),
-        split_batch=split_batch,
+        split_batch=microbatches,
         get_num_samples_in_batch=lambda batch: len(batch["row_tokens"]),
         get_num_tokens_in_batch=count_tokens,
     )

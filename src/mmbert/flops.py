@@ -2,34 +2,35 @@
 
 Elementwise work is not counted, nor anything computed twice. Backward is twice forward. Pure functions.
 """
-from collections.abc import Sequence
+import numpy as np
+from numpy.typing import NDArray
 
 from mmbert.config import ModelConfig
 
+Integers = NDArray[np.int64]
 
-def scored_pairs(lengths: Sequence[int], window: int | None) -> int:
+
+def scored_pairs(lengths: Integers, window: int | None) -> int:
     """Pairs of query and key that attention scores in a batch of documents.
 
     Args:
-        lengths: tokens of each document.
+        lengths: (N,) tokens of each document.
         window: keys seen to each side of a query; None for the whole document.
     """
     if window is None:
-        return sum(length * length for length in lengths)
+        return int((lengths * lengths).sum())
     # All within the window on one side: 0 + 1 + ... + window, then window each; twice, and the token itself.
-    sides = (
-        min(window, length - 1) * (min(window, length - 1) + 1) // 2 + max(0, length - 1 - window) * window
-        for length in lengths
-    )
-    return sum(2 * side + length for side, length in zip(sides, lengths, strict=True))
+    near = np.minimum(window, lengths - 1)
+    sides = near * (near + 1) // 2 + (lengths - 1 - near) * window
+    return int((2 * sides + lengths).sum())
 
 
-def forward_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> int:
+def forward_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> int:
     """One forward pass over a packed batch, only masked tokens reaching the head.
 
     Args:
-        lengths: tokens of each document.
-        num_masked: tokens that have a label.
+        lengths: (N,) tokens of each document.
+        num_masked: tokens that are to be predicted.
     """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     num_global = -(-layers // config.global_attn_every_n_layers)
@@ -37,9 +38,9 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) 
     pairs = num_global * scored_pairs(lengths, None)
     pairs += (layers - num_global) * scored_pairs(lengths, config.local_attention // 2)
     head = 2 * hidden * hidden + 2 * hidden * config.vocab_size
-    return sum(lengths) * per_token + 4 * hidden * pairs + num_masked * head
+    return int(lengths.sum()) * per_token + 4 * hidden * pairs + num_masked * head
 
 
-def training_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> int:
+def training_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> int:
     """Forward and backward."""
     return 3 * forward_flops(config, lengths, num_masked)

@@ -10,12 +10,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE = -100  # the label of a token without loss, as in Hugging Face
-
 # Of the chosen tokens 80 % become <mask>, 10 % a random id, 10 % stay (Devlin et al. 2019, arXiv:1810.04805).
 MASKED, RANDOM = 0.8, 0.1
+LANES = 4  # tokens that share a hash, 16 bits each
 
 UInt64 = NDArray[np.uint64]
+Ids = NDArray[np.int32]
+Integers = NDArray[np.int64]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -35,9 +36,9 @@ class Vocabulary:
         return table
 
     @cached_property
-    def ordinary_ids(self) -> NDArray[np.int64]:
+    def ordinary_ids(self) -> Ids:
         """The ids that a random replacement is drawn from."""
-        return np.flatnonzero(self.maskable)
+        return np.flatnonzero(self.maskable).astype(np.int32)
 
 
 def mix(state: UInt64) -> UInt64:
@@ -47,49 +48,52 @@ def mix(state: UInt64) -> UInt64:
     return state ^ (state >> np.uint64(31))
 
 
-def token_hashes(seed: int, row_positions: NDArray[np.int64], row_tokens: Sequence[int]) -> UInt64:
-    """(T,) one 64-bit hash for each token of the rows laid end to end.
+def token_hashes(seed: int, row_positions: Integers, row_length: int) -> UInt64:
+    """(B, G) hashes of rows, one for LANES tokens: G = row_length / LANES, rounded up.
 
     Args:
         row_positions: (B,) position of each row in the phase.
-        row_tokens: (B,) tokens of each row, T in all.
+        row_length: tokens of the longest row.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
         rows = mix(mix(np.array([seed], dtype=np.uint64) + GOLDEN) + row_positions.astype(np.uint64) * GOLDEN)
-        index = np.arange(sum(row_tokens), dtype=np.uint64)
-        first = np.cumsum([0, *row_tokens[:-1]]).astype(np.uint64)
-        index -= np.repeat(first, row_tokens)
-        return mix(np.repeat(rows, row_tokens) + (index + np.uint64(1)) * GOLDEN)
+        groups = np.arange(1, -(-row_length // LANES) + 1, dtype=np.uint64)
+        return mix(rows[:, None] + groups * GOLDEN)
 
 
 def mask_tokens(
-    input_ids: NDArray[np.int64], hashes: UInt64, rate: float, vocabulary: Vocabulary
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose each maskable token with probability `rate` and corrupt the chosen.
+    input_ids: Ids, row_positions: Integers, row_tokens: Sequence[int], seed: int, rate: float, vocabulary: Vocabulary
+) -> tuple[Ids, Integers, Integers]:
+    """Choose each maskable token with probability `rate`, to 16 bits, and corrupt the chosen.
 
     Args:
-        input_ids: (T,) left as it is.
-        hashes: (T,) from `token_hashes`.
+        input_ids: (T,) rows laid end to end; left as they are.
+        row_positions, row_tokens: (B,) position in the phase and tokens of each row, T in all.
 
     Returns:
-        Corrupted ids (T,) and labels (T,): the original id where a token was chosen, IGNORE elsewhere.
-
-    Raises:
-        ValueError: an id lies outside the vocabulary.
+        Corrupted ids (T,); places (M,) of the chosen tokens, ascending, and their original ids (M,).
     """
-    if len(input_ids) and (input_ids.min() < 0 or input_ids.max() >= vocabulary.size):
-        raise ValueError(f"ids from {input_ids.min()} to {input_ids.max()} exceed the vocabulary of {vocabulary.size}")
-    chosen = np.flatnonzero((hashes < np.uint64(int(rate * 2.0**64))) & vocabulary.maskable[input_ids])
-    labels = np.full_like(input_ids, IGNORE)
-    labels[chosen] = input_ids[chosen]
+    sizes = np.asarray(row_tokens)
+    hashes = token_hashes(seed, row_positions, int(sizes.max()))
+    lanes = hashes.astype("<u8").view("<u2")  # (B, G * LANES)
+    row, index = np.nonzero(lanes < round(rate * 2**16))
+    places = np.repeat(np.cumsum(sizes) - sizes, np.bincount(row, minlength=len(sizes))) + index
+    if sizes.min() < lanes.shape[1]:
+        inside = index < sizes[row]
+        row, index, places = row[inside], index[inside], places[inside]
+    maskable = vocabulary.maskable[input_ids[places]]
+    row, index, places = row[maskable], index[maskable], places[maskable]
+    targets = input_ids[places]
 
-    with np.errstate(over="ignore"):  # the choice used up the hash's order, so what follows takes a new one
-        second = mix(hashes[chosen] + GOLDEN)
-    fate = second / 2.0**64
-    ordinary = vocabulary.ordinary_ids
-    random_ids = ordinary[mix(second ^ GOLDEN) % np.uint64(len(ordinary))]
+    with np.errstate(over="ignore"):  # the choice used up these hashes, so what follows takes new ones
+        second = mix(hashes[row, index // LANES] + (index % LANES).astype(np.uint64) + GOLDEN)
+    fate, draw = second >> np.uint64(32), second & np.uint64(0xFFFFFFFF)  # 32 bits each
     corrupted = input_ids.copy()
-    corrupted[chosen] = np.where(
-        fate < MASKED, vocabulary.mask, np.where(fate < MASKED + RANDOM, random_ids, input_ids[chosen])
-    )
-    return corrupted, labels
+    corrupted[places] = vocabulary.mask
+    kept = fate >= np.uint64((MASKED + RANDOM) * 2**32)
+    corrupted[places[kept]] = targets[kept]
+    randomised = (fate >= np.uint64(MASKED * 2**32)) & ~kept
+    ordinary = vocabulary.ordinary_ids
+    drawn = (draw[randomised] * np.uint64(len(ordinary))) >> np.uint64(32)
+    corrupted[places[randomised]] = ordinary[drawn]
+    return corrupted, places, targets.astype(np.int64)

@@ -2,10 +2,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from composer.models import ComposerModel
 from torch import Tensor
 
+from mmbert.attention import Packing
 from mmbert.model import MmBertForMaskedLM
 
 
@@ -21,17 +21,17 @@ class MaskedLM(ComposerModel):
         self.encoder = encoder
         self.precision = precision
 
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Logits (M, V) and targets (M,) of the M masked tokens."""
-        device = batch["input_ids"].device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "amp_bf16"):
-            return self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], batch["labels"])
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Sum of the cross-entropies at the M masked tokens. Here and not in `loss`, where DDP sees no gradients."""
+        input_ids = batch["input_ids"]
+        packing = Packing.from_lengths(batch["lengths"], input_ids.device, batch["max_seqlen"])
+        with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.precision == "amp_bf16"):
+            return self.encoder.loss(input_ids, packing, batch["masked"], batch["targets"])
 
-    def loss(self, outputs: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
-        """Mean over the M masked tokens, in fp32; 0 where there are none.
+    def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Mean over the M masked tokens; 0 where there are none.
 
         Composer weighs each microbatch by its masked tokens, so the sum over microbatches and ranks is the mean over
         all masked tokens of the global batch.
         """
-        logits, targets = outputs
-        return F.cross_entropy(logits.float(), targets, reduction="sum") / max(1, batch["num_labels"])
+        return outputs / max(1, batch["num_labels"])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmbert.attention import Kernel, Packing, Window, resolve_kernel, varlen_attention
 from mmbert.config import ModelConfig
-from mmbert.masking import IGNORE
+from mmbert.linear_cross_entropy import linear_cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +83,15 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attn_out_dropout)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Attend: x (T, D) -> (T, D)."""
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, both rotated, and values of x (T, D): (T, H, K) each."""
         qkv = self.Wqkv(x).view(-1, 3, self.num_heads, self.head_dim)  # (T, 3, H, K)
-        rope = context.global_rope if self.window is None else context.local_rope
-        q, k = rope.rotate(qkv[:, :2]).unbind(dim=1)  # (T, H, K) each
-        v = qkv[:, 2]
-        out = varlen_attention(q, k, v, context.packing, self.window, context.kernel)  # (T, H, K)
-        return self.out_drop(self.Wo(out.flatten(start_dim=1)))  # (T, D)
+        q, k = rope.rotate(qkv[:, :2]).unbind(dim=1)
+        return q, k, qkv[:, 2]
+
+    def merge(self, out: Tensor) -> Tensor:
+        """What attention adds to the residual stream: out (T, H, K) -> (T, D)."""
+        return self.out_drop(self.Wo(out.flatten(start_dim=1)))
 
 
 class Mlp(nn.Module):
@@ -117,7 +118,16 @@ class EncoderLayer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = x + self.attn(self.attn_norm(x), context)
+        rope = context.global_rope if self.attn.window is None else context.local_rope
+        q, k, v = self.before_attention(x, rope)
+        out = varlen_attention(q, k, v, context.packing, self.attn.window, context.kernel)
+        return self.after_attention(x, out)
+
+    def before_attention(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        return self.attn.project(self.attn_norm(x), rope)
+
+    def after_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        x = x + self.attn.merge(out)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -175,25 +185,41 @@ class MmBertForMaskedLM(nn.Module):
         self.decoder.bias = nn.Parameter(torch.zeros(config.vocab_size))
         initialise_full_megatron(self, config)
 
-    def forward(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, labels: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Predict tokens. Given labels, only masked tokens reach the head, which is a third of the work at 30 %.
+    def forward(self, input_ids: Tensor, packing: Packing, masked: Tensor | None = None) -> Tensor:
+        """Predict tokens.
 
         Args:
-            input_ids: (T,) documents laid end to end, no padding.
-            cu_seqlens: (documents + 1,) first token of each document, and T at the end.
-            max_seqlen: tokens of the longest document, or a bound on it.
-            labels: (T,) the token to predict, IGNORE where there is no loss.
+            input_ids: (T,) documents laid end to end.
+            packing: where they lie.
+            masked: (M,) places of the tokens to predict; None for all.
 
         Returns:
-            Logits (T, V); with labels, logits (M, V) and targets (M,) of the masked tokens in their order.
+            Logits (M, V), or (T, V).
         """
-        x = self.model(input_ids, Packing.build(cu_seqlens, max_seqlen))
-        if labels is None:
-            return self.decoder(self.head(x))
-        masked = (labels != IGNORE).nonzero().squeeze(dim=1)  # (M,)
-        return self.decoder(self.head(x.index_select(0, masked))), labels[masked]
+        x = self.model(input_ids, packing)
+        return self.decoder(self.head(x if masked is None else x.index_select(0, masked)))
+
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse what lies between the matrix products, before and after attention.
+
+        All layers share the graphs. The number of tokens must stay the same from batch to batch, or they are compiled
+        anew. TORCHDYNAMO_DISABLE=1 switches it off.
+        """
+        for layer in self.model.layers:
+            layer.before_attention = torch.compile(layer.before_attention, dynamic=False)
+            layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
+
+    def loss(self, input_ids: Tensor, packing: Packing, masked: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropies at the masked tokens, in fp32, without the logits of more than a chunk of them.
+
+        Only masked tokens reach the head: over all tokens it would be more than half of the work.
+
+        Args:
+            input_ids, packing, masked: see `forward`.
+            targets: (M,) the tokens that were there.
+        """
+        hidden = self.head(self.model(input_ids, packing).index_select(0, masked))  # (M, D)
+        return linear_cross_entropy(hidden, self.decoder.weight, self.decoder.bias, targets)
 
 
 def layer_norm(config: ModelConfig) -> nn.LayerNorm:

@@ -27,7 +27,7 @@ from mmbert.checkpoint import (
     tidy,
 )
 from mmbert.config import RunConfig
-from mmbert.data import PhaseData, build_data
+from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.ledger import last_saved_step
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
@@ -257,6 +257,15 @@ def restore_clock(trainer: Trainer, state: dict[str, Any], callbacks: Sequence[C
             callback.load_state_dict(saved)
 
 
+def microbatches(phase: Phase) -> Microbatches:
+    """How a device gets its rows; a GPU in one shape, for which its model is compiled."""
+    config = phase.config
+    if device_of(config) == "cpu":
+        return Microbatches()
+    tokens = config.device_train_microbatch_size * config.max_seq_len
+    return Microbatches(tokens, phase.tokenizer.pad_token_id, config.max_seq_len)
+
+
 def build_loggers(config: RunConfig) -> list[LoggerDestination]:
     """wandb where the configuration names a project; the console line is a callback."""
     project = config.logging.wandb_project
@@ -282,12 +291,14 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     ranks.by_first(lambda: check_space(config.run_folder, encoder))
     if source:
         load_weights(source, encoder)
+    if device == "gpu":
+        encoder.compile_layers()
     optimizer = build_optimizer(encoder, config.optimizer, on_gpu=device == "gpu")
     start = state["rows"] if state else 0
     trainer = Trainer(
         model=MaskedLM(encoder, config.precision),
         optimizers=optimizer,
-        train_dataloader=build_data(config, phase.data, start, ranks),
+        train_dataloader=build_data(config, phase.data, start, ranks, microbatches(phase)),
         max_duration=Time.from_token(config.duration),
         device=device,
         device_train_microbatch_size=config.device_train_microbatch_size,

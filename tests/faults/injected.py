@@ -204,17 +204,17 @@ def count_rows(report: str) -> None:
     """Write how many rows this process had read from shards when the first step began, and how many before the last."""
     from mmbert.shards import LanguageShards
 
-    row, seen = LanguageShards.row, {"rows": 0, "began": time.monotonic()}
+    rows, seen = LanguageShards.rows, {"rows": 0, "began": time.monotonic()}
 
-    def counted(self: Any, stream: int, number: int) -> Any:
-        seen["rows"] += 1
-        return row(self, stream, number)
+    def counted(self: Any, wanted: Any) -> Any:
+        seen["rows"] += len(wanted)
+        return rows(self, wanted)
 
     def tell() -> None:
         if not Path(report).exists():
             Path(report).write_text(f"{seen['rows']} {time.monotonic() - seen['began']}")
 
-    replace(LanguageShards, "row", counted)
+    replace(LanguageShards, "rows", counted)
     before_step(tell)
 
 

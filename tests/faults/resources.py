@@ -103,7 +103,7 @@ def with_tensors_from_workers() -> None:
     from mmbert.data import PackedRows, RankBatches
 
     read, fetch = PackedRows.__getitems__, RankBatches.fetch
-    names = ("input_ids", "cu_seqlens")
+    names = ("input_ids", "lengths")
 
     def as_tensors(self: Any, places: Any) -> Any:
         batch = read(self, places)
