@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo test faults check lock convert-to-hf
+.PHONY: help env demo clean-demo test faults profile check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -74,6 +74,11 @@ convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a 
 
 test: env  ## the whole CPU test suite
 	$(BIN)/python -m pytest
+
+CONFIG ?= yamls/demo/phase1.yaml
+
+profile: env  ## CONFIG=<yaml>: a torch profiler trace of a few steps, and a table of where their time goes
+	$(BIN)/python -m callbacks.profiling $(CONFIG)
 
 KILLS ?= 60
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from streaming import LocalDataset
 
 from mmbert.manifest import Manifest, check_stream, list_languages, read_manifest, stream_folder
 from mmbert.packing import TokenIds
+from mmbert.shards import LanguageShards
 from mmbert.tokenizer import Tokenizer
 
 
@@ -44,10 +44,14 @@ def check_heldout(shards: Path, source: str, tokenizer: Tokenizer) -> list[Manif
 
 
 def read_heldout(shards: Path, manifest: Manifest) -> HeldoutLanguage:
-    """Read all documents of one held-out language."""
+    """Read all documents of one held-out language.
+
+    Raises:
+        OSError, ValueError: a shard cannot be read, or is not what was written.
+    """
     folder = stream_folder(shards, manifest.split, manifest.source, manifest.language)
-    rows = LocalDataset(str(folder))[:]
-    documents = [ids for row in rows for ids in split_row(row["input_ids"], row["lengths"])]
+    rows = LanguageShards([folder], [manifest]).rows([(0, number) for number in range(manifest.rows)])
+    documents = [ids for row in rows for ids in split_row(row.input_ids, row.lengths)]
     return HeldoutLanguage(manifest.language, documents, manifest.text_bytes)
 
 
