@@ -1,4 +1,5 @@
 """Batches: how rows are laid end to end, cut into microbatches, and read from the shards."""
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from multiprocessing import active_children
@@ -9,7 +10,15 @@ import pytest
 import torch
 
 from mmbert.config import RunConfig, load_config
-from mmbert.data import Microbatches, PhaseData, build_data, count_tokens, lay_end_to_end, read_languages
+from mmbert.data import (
+    Microbatches,
+    PhaseData,
+    build_data,
+    count_tokens,
+    lay_end_to_end,
+    read_ahead,
+    read_languages,
+)
 from mmbert.packing import Row
 from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
@@ -164,6 +173,20 @@ def test_a_worker_that_is_killed_is_an_error_in_one_line(config: RunConfig) -> N
     with pytest.raises(ValueError, match="a loader worker died") as refusal:
         list(islice(batches, 50))
     assert "\n" not in str(refusal.value)
+
+
+def test_reading_ahead_changes_neither_the_batches_nor_how_they_fail() -> None:
+    def batches() -> Iterator[dict]:
+        yield {"number": 1}
+        yield {"number": 2}
+        raise KeyError("unexpected")
+
+    ahead = read_ahead(batches())
+    assert [next(ahead), next(ahead)] == [{"number": 1}, {"number": 2}]
+    with pytest.raises(KeyError, match="unexpected"):
+        next(ahead)
+    with pytest.raises(RuntimeError, match="the order of rows has no end"):
+        list(read_ahead(iter([{"number": 1}])))
 
 
 def test_language_lists_are_codes_and_files(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
@@ -179,8 +181,9 @@ class RankBatches:
         self.loader, self.ranks, self.num_streams = loader, ranks, num_streams
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self.loader)
+        loaded = iter(self.loader)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise wherever the main thread is
+        batches = read_ahead(loaded) if self.loader.num_workers else loaded
         while True:
             began = monotonic()
             batch = self.fetch(batches)
@@ -211,6 +214,41 @@ class RankBatches:
             self.ranks.raise_together(batch if isinstance(batch, Exception) else None)
         assert not isinstance(batch, Exception)
         return {**batch, "stream_tokens": total[2:], "digest": int(digest.astype(np.uint64))}
+
+
+def read_ahead(batches: Iterator[Batch | Exception]) -> Iterator[Batch | Exception]:
+    """The same batches, each received while the one before is trained on: through a pipe that takes milliseconds."""
+    received: Queue[Batch | Exception | Raised] = Queue(maxsize=1)
+    closed = Event()
+
+    def receive() -> None:
+        try:
+            for batch in batches:
+                received.put(batch)
+                if closed.is_set():
+                    return
+            raise RuntimeError("the loader has ended, though the order of rows has no end")
+        except Exception as error:  # whoever waits must hear of it, whatever it is
+            received.put(Raised(error))
+
+    thread = Thread(target=receive, daemon=True)
+    thread.start()
+    try:
+        while not isinstance(batch := received.get(), Raised):
+            yield batch
+        raise batch.error
+    finally:
+        closed.set()
+        while thread.is_alive() and not received.empty():
+            received.get()
+        thread.join(timeout=5.0)  # it ends the loader's workers, if they can be ended
+
+
+@dataclass(frozen=True)
+class Raised:
+    """An error on its way from one thread to another."""
+
+    error: Exception
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ DENSE_BF16 = {
     r"H200 NVL": 835.5e12,
     r"A100-(SXM4|PCIE|PCIe)-(40|80)GB|A100 80GB PCIe": 312e12,
 }
-"""FLOP/s of bf16 products without sparsity, by the whole name after `NVIDIA`. NVIDIA's data sheets of H100 and H200 give
-twice as much, with sparsity; that of A100 gives both."""
+"""FLOP/s of bf16 products without sparsity, by the whole name after `NVIDIA`. The vendor's data sheets of H100 and H200
+give twice as much, with sparsity; that of A100 gives both."""
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -49,7 +49,7 @@ def mix(state: UInt64) -> UInt64:
 
 
 def token_hashes(seed: int, row_positions: Integers, row_length: int) -> UInt64:
-    """(B, G) hashes of rows, one for LANES tokens: G = row_length / LANES, rounded up.
+    """(B, G) hashes of rows, little-endian, one for LANES tokens: G = row_length / LANES, rounded up.
 
     Args:
         row_positions: (B,) position of each row in the phase.
@@ -58,7 +58,7 @@ def token_hashes(seed: int, row_positions: Integers, row_length: int) -> UInt64:
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
         rows = mix(mix(np.array([seed], dtype=np.uint64) + GOLDEN) + row_positions.astype(np.uint64) * GOLDEN)
         groups = np.arange(1, -(-row_length // LANES) + 1, dtype=np.uint64)
-        return mix(rows[:, None] + groups * GOLDEN)
+        return mix(rows[:, None] + groups * GOLDEN).astype("<u8", copy=False)
 
 
 def mask_tokens(
@@ -75,25 +75,27 @@ def mask_tokens(
     """
     sizes = np.asarray(row_tokens)
     hashes = token_hashes(seed, row_positions, int(sizes.max()))
-    lanes = hashes.astype("<u8").view("<u2")  # (B, G * LANES)
-    row, index = np.nonzero(lanes < round(rate * 2**16))
-    places = np.repeat(np.cumsum(sizes) - sizes, np.bincount(row, minlength=len(sizes))) + index
-    if sizes.min() < lanes.shape[1]:
-        inside = index < sizes[row]
-        row, index, places = row[inside], index[inside], places[inside]
-    maskable = vocabulary.maskable[input_ids[places]]
-    row, index, places = row[maskable], index[maskable], places[maskable]
-    targets = input_ids[places]
-
-    with np.errstate(over="ignore"):  # the choice used up these hashes, so what follows takes new ones
-        second = mix(hashes[row, index // LANES] + (index % LANES).astype(np.uint64) + GOLDEN)
-    fate, draw = second >> np.uint64(32), second & np.uint64(0xFFFFFFFF)  # 32 bits each
+    lanes = np.concatenate([row[:size] for row, size in zip(hashes.view("<u2"), sizes, strict=True)])  # (T,)
+    # One number decides all: below the first bound <mask>, below the second a random id, below the third the id itself.
+    bounds = [round(share * rate * 2**16) for share in (MASKED, MASKED + RANDOM, 1.0)]
+    places = np.flatnonzero(lanes < bounds[2])
+    targets = input_ids.take(places)
+    maskable = np.flatnonzero(vocabulary.maskable.take(targets))  # indices: NumPy is slow at selecting by booleans
+    places, targets = places.take(maskable), targets.take(maskable)
+    fates = lanes.take(places)
     corrupted = input_ids.copy()
-    corrupted[places] = vocabulary.mask
-    kept = fate >= np.uint64((MASKED + RANDOM) * 2**32)
-    corrupted[places[kept]] = targets[kept]
-    randomised = (fate >= np.uint64(MASKED * 2**32)) & ~kept
-    ordinary = vocabulary.ordinary_ids
-    drawn = (draw[randomised] * np.uint64(len(ordinary))) >> np.uint64(32)
-    corrupted[places[randomised]] = ordinary[drawn]
+    corrupted[places.take(np.flatnonzero(fates < bounds[0]))] = vocabulary.mask
+    randomised = places.take(np.flatnonzero((fates >= bounds[0]) & (fates < bounds[1])))
+    corrupted[randomised] = draw_ids(randomised, sizes, hashes, vocabulary)
     return corrupted, places, targets.astype(np.int64)
+
+
+def draw_ids(places: Integers, sizes: Integers, hashes: UInt64, vocabulary: Vocabulary) -> Ids:
+    """A random id for each of these places (R,) of rows with `sizes` (B,) tokens and `hashes` (B, G)."""
+    starts = np.cumsum(sizes) - sizes
+    row = np.searchsorted(starts, places, "right") - 1
+    index = places - starts[row]
+    with np.errstate(over="ignore"):  # the hashes decided what is random, so what follows takes new ones
+        draws = mix(hashes[row, index // LANES] + (index % LANES).astype(np.uint64) + GOLDEN) >> np.uint64(32)
+    ordinary = vocabulary.ordinary_ids
+    return ordinary.take(((draws * np.uint64(len(ordinary))) >> np.uint64(32)).astype(np.int64))

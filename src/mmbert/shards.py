@@ -15,6 +15,8 @@ import numpy as np
 from mmbert.manifest import REMEDY, Manifest, check_shard
 from mmbert.packing import WRAPPER_TOKENS, Row
 
+PAIR = struct.Struct("<II")
+
 
 class LanguageShards:
     """The rows of several streams.
@@ -55,7 +57,7 @@ class LanguageShards:
     def _read(self, stream: int, number: int) -> Row:
         path, within = self._place(stream, number)
         try:
-            return decode_row(read_sample(path, within))
+            return read_row(path, within)
         except OSError as error:
             raise unreadable(path, error) from None
         except (ValueError, struct.error) as error:
@@ -86,40 +88,36 @@ def unreadable(path: str, error: OSError) -> OSError:
     return OSError(f"{path} cannot be read: {error.strerror}; look at the disk, and run the same command again")
 
 
-def read_sample(path: str, number: int) -> bytes:
-    """The bytes of one sample of an MDS shard.
+def read_row(path: str, number: int) -> Row:
+    """Read one sample of an MDS shard with the columns `manifest.COLUMNS`.
 
-    A shard begins with its number of samples and the places where each begins and the last ends, all uint32.
+    A shard begins with its number of samples and the places where each begins and the last ends. A sample begins with
+    the sizes of its two columns; all that is uint32. A column is a byte, which says that it has one dimension and how
+    many bytes hold its length, the length, and the values.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, struct.error: the bytes are no such sample.
     """
     file = os.open(path, os.O_RDONLY)
     try:
-        begin, end = struct.unpack("<II", os.pread(file, 8, 4 * (1 + number)))
-        return os.pread(file, max(0, end - begin), begin)
+        begin, end = PAIR.unpack(os.pread(file, 8, 4 * (1 + number)))
+        sample = os.pread(file, max(0, end - begin), begin)
     finally:
         os.close(file)
-
-
-def decode_row(sample: bytes) -> Row:
-    """Decode an MDS sample with the columns `manifest.COLUMNS`: first the bytes of each, as uint32, then their values.
-
-    Raises:
-        ValueError, struct.error: the bytes are no such sample.
-    """
-    first, second = struct.unpack_from("<II", sample)
-    if len(sample) != 8 + first + second:
-        raise ValueError(f"{len(sample)} bytes, {8 + first + second} expected")
-    return Row(_decode_vector(sample, 8, first, np.uint32), _decode_vector(sample, 8 + first, second, np.uint16))
-
-
-def _decode_vector(sample: bytes, begin: int, size: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
-    """An encoded ndarray of one dimension: a byte with the width of its length, the length, and the values."""
-    code = sample[begin]
-    width = 1 << (code & 3)  # bytes
-    header, itemsize = 1 + width, np.dtype(dtype).itemsize
-    count = int.from_bytes(sample[begin + 1 : begin + header], "little")
-    if code >> 2 != 1 or header + count * itemsize != size:
-        raise ValueError(f"a column of {size} bytes holds no vector of {count} {np.dtype(dtype)}")
-    return np.frombuffer(sample, dtype, count, begin + header)
+    first, second = PAIR.unpack_from(sample)
+    width, other_width = 1 << (sample[8] & 3), 1 << (sample[8 + first] & 3)
+    num_ids, num_documents = (first - 1 - width) // 4, (second - 1 - other_width) // 2
+    header = bytes([4 | (sample[8] & 3)]) + num_ids.to_bytes(width, "little")
+    other_header = bytes([4 | (sample[8 + first] & 3)]) + num_documents.to_bytes(other_width, "little")
+    if (
+        len(sample) != 8 + first + second
+        or not sample.startswith(header, 8)
+        or not sample.startswith(other_header, 8 + first)
+    ):
+        raise ValueError(f"{len(sample)} bytes are no vectors of ids and lengths")
+    ids = np.frombuffer(sample, np.uint32, num_ids, 9 + width)
+    return Row(ids, np.frombuffer(sample, np.uint16, num_documents, 9 + first + other_width))
 
 
 def find_fault(rows: Sequence[Row], manifest: Manifest) -> str:
@@ -141,6 +139,7 @@ def find_fault(rows: Sequence[Row], manifest: Manifest) -> str:
         ("bos", manifest.bos_token_id, ends - lengths),
         ("eos", manifest.eos_token_id, ends - 1),
     ):
-        if not np.array_equal(np.flatnonzero(input_ids == id_), places):
+        found = input_ids == id_
+        if np.count_nonzero(found) != len(places) or not found.take(places).all():
             return f"{name} (id {id_}) does not stand at the {len(lengths)} places where it must, and only there"
     return ""

@@ -1,0 +1,58 @@
+"""What a figure depends on besides the code: machine, versions, settings."""
+
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("mmbert", "torch", "transformers", "numpy", "mosaicml", "mosaicml-streaming", "flash-attn")
+SETTINGS = ("MALLOC_", "GOMP_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "TOKENIZERS_PARALLELISM", "PYTORCH_", "CUDA_")
+"""Beginnings of the environment variables that change speed or memory."""
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+def describe(arguments: Sequence[str]) -> dict[str, Any]:
+    """Command line, date and machine, in JSON's types.
+
+    Args:
+        arguments: the words after `python -m mmbert.benchmark`.
+    """
+    name, features = processor()
+    return {
+        "command": shlex.join(["python", "-m", "mmbert.benchmark", *arguments]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": name,
+        "cpu_features": features,
+        "cpus": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "threads": torch.get_num_threads(),
+        "load_average_1_minute": os.getloadavg()[0],
+        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
+        "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
+    }
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
+    """Name of the processor and those of FEATURES that it has."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    fields = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
+    flags = fields.get("flags", "").split()
+    return fields.get("model name", platform.processor()), [feature for feature in FEATURES if feature in flags]
+
+
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those packages that are there."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,227 @@
+"""The loader, from MDS shards to masked microbatches, against ModernBERT's packer and Hugging Face's collator.
+
+Ours is the real path on worker processes: `build_data`, then `mask_tokens` and `Microbatches` as in training. It is
+timed with all shards checked, as they are for most of a run: `ours` has the largest number of streams of --streams,
+`ours-N` has N. `ours-N-fresh` starts its workers anew in every run, and they check every shard they meet. All hold the
+same rows; the peers read the same documents, one a sample, from one folder, without worker processes. Processor time
+counts this process, its living workers and those that ended.
+"""
+import argparse
+import gc
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mmbert.benchmark.loader_costs import PERIOD_ROWS, costs_by_part, row_order_seconds, start_up
+from mmbert.benchmark.loader_ours import MaskedBatch, Ours, gates_of_ours, processor_seconds, run_through
+from mmbert.benchmark.loader_peers import HUGGING_FACE, PACKER, Peers, load_packer
+from mmbert.benchmark.result import OURS, Demand, check_gates, check_peers, document, parse_min_ratio
+from mmbert.benchmark.synthetic_rows import (
+    Shape,
+    documents_of,
+    make_rows,
+    make_tokenizer,
+    write_documents,
+    write_streams,
+)
+from mmbert.benchmark.timing import Sample
+from mmbert.packing import Row
+from mmbert.processes import no_child_outlives
+
+STEP_TOKENS_PER_SECOND = 831_000.0
+"""Of mmBERT-small at 1,024 tokens and 40 % of one H100's peak: the fastest step that the loader must feed."""
+WAIT_BATCHES = 40
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
+    parser.add_argument("--rows", type=int, default=48, help="rows of a batch (default: 48)")
+    parser.add_argument("--batches", type=int, default=200, help="batches of one pass over all rows (default: 200)")
+    parser.add_argument("--hf-batches", type=int, default=5, help="a run of Hugging Face, in batches (default: 5)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of ours (default: 2)")
+    parser.add_argument("--streams", default="10,1833", help="numbers of streams, ascending (default: 10,1833)")
+    parser.add_argument("--vocab-size", type=int, default=256_000, help="of the tokenizer (default: 256000)")
+    parser.add_argument("--mask-rate", type=float, default=0.3, help="share of the tokens masked (default: 0.3)")
+    parser.add_argument("--seed", type=int, default=0, help="of rows, order and masks (default: 0)")
+    parser.add_argument("--modernbert", type=Path, metavar="PATH", help="checkout of ModernBERT (default: left out)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the rows there, a new folder, and keep them")
+    parser.add_argument(
+        "--step-tokens-per-second",
+        type=float,
+        default=STEP_TOKENS_PER_SECOND,
+        help=f"speed of the step that data wait is measured for (default: {STEP_TOKENS_PER_SECOND:g})",
+    )
+    parser.add_argument(
+        "--min-cpu-ratio", action="append", default=[], metavar="PEER=X", help="as --min-ratio, by processor time"
+    )
+
+
+def parse_streams(text: str) -> list[int]:
+    """`10,1833`, ascending."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 1:
+        raise ValueError(f"--streams {text!r} must be ascending numbers from 1 on, as in 10,1833")
+    return numbers
+
+
+def check_options(options: argparse.Namespace) -> tuple[Shape, list[int]]:
+    """What is to be read, and from how many streams.
+
+    Raises:
+        ValueError: names the option, its value and the remedy.
+    """
+    least = {"row_length": 16, "rows": 1, "batches": 2, "hf_batches": 1, "workers": 0, "vocab_size": 64}
+    for name, number in least.items():
+        if getattr(options, name) < number:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {number}")
+    if not 0.0 < options.mask_rate < 1.0:
+        raise ValueError(f"--mask-rate {options.mask_rate:g} must lie between 0 and 1")
+    if options.step_tokens_per_second <= 0.0:
+        raise ValueError(f"--step-tokens-per-second {options.step_tokens_per_second:g} must be above 0")
+    if options.keep is not None and options.keep.exists():
+        raise ValueError(f"--keep {options.keep} exists: name a new folder")
+    streams = parse_streams(options.streams)
+    shape = Shape(
+        options.row_length, options.rows, options.batches, options.vocab_size, options.mask_rate, options.seed
+    )
+    if shape.total_rows < streams[-1]:
+        raise ValueError(f"--streams {streams[-1]}: only {shape.total_rows} rows; raise --batches or --rows")
+    return shape, streams
+
+
+@contextmanager
+def work_folder(keep: Path | None) -> Iterator[Path]:
+    """A folder to write to, removed at the end unless the user named it."""
+    folder = keep or Path(tempfile.mkdtemp(prefix="mmbert-benchmark-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if keep is None:
+            shutil.rmtree(folder)
+
+
+def measure_living(
+    candidates: Mapping[str, Callable[[], object]], repetitions: int, warmup: int
+) -> dict[str, list[Sample]]:
+    """As `timing.measure`, with the processor time of workers that live on between runs."""
+    samples: dict[str, list[Sample]] = {name: [] for name in candidates}
+    for turn in range(-warmup, repetitions):
+        for name, candidate in candidates.items():
+            gc.collect()
+            cpu, wall = processor_seconds(), time.perf_counter()
+            candidate()
+            taken = Sample(time.perf_counter() - wall, processor_seconds() - cpu)
+            if turn >= 0:
+                samples[name].append(taken)
+    return samples
+
+
+def data_wait(loaded: Iterator[MaskedBatch], step_seconds: float) -> float:
+    """Share of the time in which a step of so many seconds, during which this process sleeps, waits for data."""
+    waited, began = 0.0, time.perf_counter()
+    for batch, _ in islice(loaded, WAIT_BATCHES):
+        waited += batch["seconds_waited"]
+        time.sleep(step_seconds)
+    return waited / (time.perf_counter() - began)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Write the rows, pass the gates, measure."""
+    shape, streams = check_options(options)
+    least = [parse_min_ratio(text) for text in options.min_cpu_ratio]
+    names = names_of(streams, options.modernbert is not None)
+    check_peers(options.min_ratio, names)
+    check_least(least, names)
+    packer = load_packer(options.modernbert) if options.modernbert else None
+    with work_folder(options.keep) as folder, no_child_outlives():
+        tokenizer = make_tokenizer(folder / "tokenizer", shape.vocab_size)
+        rows = make_rows(shape, tokenizer)
+        write_documents(folder / "documents", documents_of(rows, shape.seed))
+        ours = {}
+        for number in streams:
+            root = folder / f"streams-{number}"
+            write_streams(root, rows, number, shape, tokenizer)
+            ours[number] = Ours.over(root, number, shape, tokenizer, options.workers)
+        peers = Peers(folder / "documents", tokenizer, shape, options.hf_batches, packer)
+        tokens = sum(len(row.input_ids) for row in rows)
+        gates = [gate for n in streams for gate in gates_of_ours(ours[n], n, rows, shape.batches)]
+        gates += peers.gates(tokens)
+        check_gates(gates)
+        samples, wait = measure_all(options, shape, ours, peers)
+        facts = {**facts_of(shape, rows), "workers": options.workers, **wait, **costs(ours, shape)}
+        every = {name: peers.tokens.get(name, tokens) for name in samples}
+        result = document("data", samples, every, gates, facts, peers.facts)
+    ratios = result["cpu_ratios"]
+    demands = [Demand(f"tokens per CPU second, ours / {name}", ratios[name]["median"], x) for name, x in least]
+    return {**result, "demands": [*result["demands"], *(vars(demand) for demand in demands)]}
+
+
+def names_of(streams: Sequence[int], with_packer: bool) -> list[str]:
+    """All candidates but OURS itself, which has the most streams."""
+    others = [f"{OURS}-{number}" for number in reversed(streams[:-1])]
+    return [*others, f"{OURS}-{streams[0]}-fresh", *([PACKER] if with_packer else []), *HUGGING_FACE]
+
+
+def check_least(least: Sequence[tuple[str, float]], names: Sequence[str]) -> None:
+    """Raise ValueError if --min-cpu-ratio names what does not run."""
+    for name, number in least:
+        if name not in names:
+            raise ValueError(f"--min-cpu-ratio {name}={number:g}: no such peer here, choose from {', '.join(names)}")
+
+
+def measure_all(
+    options: argparse.Namespace, shape: Shape, ours: Mapping[int, Ours], peers: Peers
+) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+    """The data wait beside a step, and the timed rounds."""
+    candidates: dict[str, Callable[[], object]] = {}
+    with ExitStack() as stack:
+        for number in sorted(ours, reverse=True):
+            loaded = stack.enter_context(closing(ours[number].with_period(PERIOD_ROWS).batches(checked=True)))
+            next(loaded)
+            name = OURS if number == max(ours) else f"{OURS}-{number}"
+            candidates[name] = partial(run_through, loaded, shape.batches)
+            if name == OURS:
+                step = shape.rows * shape.row_length / options.step_tokens_per_second
+                wait = {"step_seconds": step, "data_wait_share": data_wait(loaded, step)}
+        fresh = ours[min(ours)].with_period(PERIOD_ROWS)
+        candidates[f"{OURS}-{min(ours)}-fresh"] = partial(fresh.whole_pass, shape.batches)
+        candidates |= peers.candidates()
+        assert list(candidates) == [OURS, *names_of(sorted(ours), peers.packer is not None)]
+        return measure_living(candidates, options.repetitions, options.warmup), wait
+
+
+def facts_of(shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:
+    """What was read."""
+    tokens = sum(len(row.input_ids) for row in rows)
+    return {
+        "rows": shape.total_rows,
+        "row_length": shape.row_length,
+        "rows_of_a_batch": shape.rows,
+        "documents": sum(len(row.lengths) for row in rows),
+        "row_fill": tokens / (shape.total_rows * shape.row_length),
+        "vocab_size": shape.vocab_size,
+        "mask_rate": shape.mask_rate,
+    }
+
+
+def costs(ours: Mapping[int, Ours], shape: Shape) -> dict[str, float]:
+    """Where our time goes: nanoseconds a token of every part, and seconds of the start."""
+    found = {
+        f"ns_per_token_of_{part}_at_{number}_streams": 1e9 * seconds
+        for number in ours
+        for part, seconds in costs_by_part(ours[number], shape.batches).items()
+    }
+    many = max(ours)
+    starting = start_up(ours[many].with_period(PERIOD_ROWS))
+    found |= {f"start_up_{part}_seconds": seconds for part, seconds in starting.items()}
+    return {**found, "full_period_order_seconds": row_order_seconds(many, shape.row_length)}

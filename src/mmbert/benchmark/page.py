@@ -1,0 +1,73 @@
+"""Write the page of all results from their JSON files; no figure on it is typed by hand."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmbert.atomic import write_file
+from mmbert.benchmark.result import as_markdown, fact_line, gate_lines, table
+from mmbert.evaluation.json_files import read_json
+
+HEAD = """# Benchmarks
+
+Written by `python -m mmbert.benchmark page`, from the JSON files beside it; do not edit.
+
+Before anything is timed, all candidates must give the same result on the same input with the same weights: the gates.
+Then they take turns in one process, after a warm-up. Seconds and ratios are medians, with the least and the most in
+brackets; the ratio of a round compares what ran within it. Fill is real tokens over computed positions. CPU time
+counts all threads. FLOPs are those of matrix products and attention that the real tokens need, so that padding earns
+nothing.
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The files, and where the page goes."""
+    parser.add_argument("files", nargs="+", type=Path, help="what --json wrote")
+    parser.add_argument("--output", type=Path, required=True, help="the page to write, Markdown")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the page; sections in the order given."""
+    sections = [section(path.stem, read_json(path, "python -m mmbert.benchmark")) for path in options.files]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_file(options.output, "\n".join([HEAD, *sections]).encode())
+    print(f"Written: {options.output}")
+
+
+def section(name: str, document: Mapping[str, Any]) -> str:
+    """One result: command, machine, gates, table.
+
+    Raises:
+        ValueError: the document lacks a part.
+    """
+    try:
+        surroundings = document["environment"]
+        lines = [
+            f"## {name}", "", "```", surroundings["command"], "```", "",
+            machine_line(surroundings), "",
+            f"All candidates: {fact_line(document)}.", "",
+            "Gates passed:", "", *(f"- {line}" for line in gate_lines(document)), "",
+            as_markdown(table(document)), "",
+        ]  # fmt: skip
+        lines += [f"- {line}" for line in candidate_lines(document)]
+    except KeyError as error:
+        raise ValueError(f"{name}.json has no {error}: measure it anew with this version") from None
+    return "\n".join(lines) + "\n"
+
+
+def machine_line(surroundings: Mapping[str, Any]) -> str:
+    """Where, when and with what it was measured, in one sentence."""
+    cpu = f"{surroundings['cpu']} ({', '.join(surroundings['cpu_features']) or 'no AVX2'})"
+    machine = [f"{surroundings['cpus']} CPUs of {cpu}", f"{surroundings['threads']} threads"]
+    if surroundings["gpu"]:
+        machine.insert(0, surroundings["gpu"])
+    versions = " ".join(f"{name} {version}" for name, version in surroundings["versions"].items())
+    settings = " ".join(f"{name}={value}" for name, value in surroundings["settings"].items()) or "no settings"
+    load = f"load {surroundings['load_average_1_minute']:.1f} before it began"
+    return f"{surroundings['date'][:10]}, {', '.join(machine)}, {load}; {versions}; `{settings}`."
+
+
+def candidate_lines(document: Mapping[str, Any]) -> list[str]:
+    """What a candidate's `note` says about how it ran."""
+    return [f"{name}: {figure['note']}" for name, figure in document["candidates"].items() if "note" in figure]
