@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo test faults profile check lock convert-to-hf
+.PHONY: help env demo clean-demo test faults bench profile check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -74,6 +74,24 @@ convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a 
 
 test: env  ## the whole CPU test suite
 	$(BIN)/python -m pytest
+
+# A ratio that is stated in docs/benchmarks.md and not reached ends it with an error. MODERNBERT=<checkout> adds that
+# peer's packer, which needs `pip install numba`.
+BENCH := $(BIN)/python -m mmbert.benchmark
+RESULTS := docs/benchmarks
+PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=2)
+
+bench: env  ## measure against the peers on the CPU, about 25 minutes alone on two cores, and write docs/benchmarks.md
+	mkdir -p $(RESULTS)
+	$(BENCH) step --seq 1024 --tokens 8192 --threads 2 --peers hf-tuned,hf-sparse \
+	  --min-ratio hf-tuned=1.1 --min-ratio hf-sparse=2 --json $(RESULTS)/step-1024.json
+	$(BENCH) step --seq 4096 --tokens 8192 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
+	  --min-ratio hf-tuned=1.4 --json $(RESULTS)/step-4096.json
+	$(BENCH) head --threads 2 --min-memory-ratio 8 --json $(RESULTS)/head.json
+	$(BENCH) data $(PACKER) --min-ratio hf-patched=30 --json $(RESULTS)/data.json
+	$(BENCH) startup --repetitions 3 --json $(RESULTS)/startup.json
+	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json,step-1024 step-4096 head data startup)) \
+	  --output docs/benchmarks.md
 
 CONFIG ?= yamls/demo/phase1.yaml
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 from collections.abc import Callable
 from itertools import count
 from math import nan
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmbert.benchmark import __main__ as program
-from mmbert.benchmark import head, timing
+from mmbert.benchmark import head, startup, timing
 from mmbert.benchmark.result import (
     OURS,
     Gate,
@@ -216,3 +217,15 @@ def test_peaks_are_dense_bf16_and_of_whole_gpus(name: str, peak: float | None) -
 def test_the_head_saves_memory_on_a_gpu(tmp_path: Path) -> None:
     words = ["head", "--device", "gpu", "--vocab", "100000", "--rows", "8192", "--json", str(tmp_path / "head.json")]
     program.main([*words, "--min-memory-ratio", "1.2"])
+
+
+def test_startup_times_new_processes_and_compares_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(startup, "IMPORTS", {OURS: "json", "other": "math"})
+    path = tmp_path / "startup.json"
+    program.main(["startup", "--repetitions", "1", "--warmup", "0", "--json", str(path)])
+    assert "faster" not in capsys.readouterr().out
+    assert json.loads(path.read_text())["candidates"]["other"]["wall"]["median"] > 0.0
+    with pytest.raises(subprocess.CalledProcessError):
+        startup.start("no_such_module")

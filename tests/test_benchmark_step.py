@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmbert.benchmark import __main__ as program
 from mmbert.benchmark import candidates, step
@@ -23,8 +24,11 @@ from mmbert.benchmark.documents import (
     padded_batches,
     synthetic_documents,
 )
+from mmbert.benchmark.products import bare_products
 from mmbert.benchmark.result import OURS
+from mmbert.benchmark.step import MODELS
 from mmbert.config import read_yaml
+from mmbert.flops import training_flops
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
 
@@ -117,15 +121,26 @@ def run(path: Path, *words: str) -> dict[str, Any]:
 
 def test_all_candidates_agree_and_are_timed(tmp_path: Path) -> None:
     made = run(tmp_path, "--optimizer")
-    assert list(made["candidates"]) == [OURS, "hf-tuned", "hf-sparse", "hf"]
+    assert list(made["candidates"]) == [OURS, "hf-tuned", "hf-sparse", "hf", "products"]
     assert len(made["gates"]) == 3 + 2 + 2
     assert all(gate["passed"] for gate in made["gates"])
     assert made["facts"]["tokens"] == 600
-    fills = {name: figure["fill"] for name, figure in made["candidates"].items()}
+    fills = {name: figure["fill"] for name, figure in made["candidates"].items() if name != "products"}
     assert fills[OURS] == 1.0
     assert fills["hf"] == fills["hf-sparse"] <= fills["hf-tuned"] <= 1.0
     assert "documents a batch 1: " in made["candidates"]["hf-tuned"]["note"]
     assert made["environment"]["threads"] == 1
+
+
+def test_bare_products_are_those_that_the_flops_count() -> None:
+    """Without attention, which is no product of a matrix that is learned."""
+    encoder = MmBertForMaskedLM(MODELS["demo"])
+    microbatches = [{"input_ids": torch.zeros(96), "targets": torch.zeros(17)}]
+    with FlopCounterMode(display=False) as counter:
+        bare_products(encoder, microbatches, torch.float32)()
+    one_token_each = training_flops(encoder.config, np.ones(96, dtype=np.int64), 17)
+    attention = 3 * 4 * encoder.config.hidden_size * 96 * encoder.config.num_hidden_layers
+    assert counter.get_total_flops() == one_token_each - attention
 
 
 def test_bf16_agrees_within_its_precision(tmp_path: Path) -> None:

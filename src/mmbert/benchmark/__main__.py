@@ -1,4 +1,4 @@
-"""Measure against the peers: python -m mmbert.benchmark step|head|data [options]; `page` writes the page of results.
+"""Measure against the peers: python -m mmbert.benchmark step|head|data|startup [options]; `page` writes the page.
 
 First the gate: without equal results no time is taken. Then all candidates run in turn in one process, and the table is
 printed and, with --json, written. A subcommand is a module with `add_options(parser)` and `run(options) -> dict`, the
@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "step": "mmbert.benchmark.step",
     "head": "mmbert.benchmark.head",
     "data": "mmbert.benchmark.loader",
+    "startup": "mmbert.benchmark.startup",
 }
 """Imported only when called: transformers alone takes seconds."""
 

@@ -6,7 +6,7 @@ gets on a CPU, and the peer to quote; `hf-sdpa` and `hf-fa2` are that on a GPU.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,9 @@ from mmbert.benchmark.candidates import (
     peer_candidate,
 )
 from mmbert.benchmark.documents import Documents, synthetic_documents
+from mmbert.benchmark.products import NAME as PRODUCTS
+from mmbert.benchmark.products import NOTE as PRODUCTS_NOTE
+from mmbert.benchmark.products import bare_products
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import Sample, Spread
 from mmbert.config import ModelConfig, OptimizerConfig
@@ -114,7 +117,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.optimizer:
         add_optimizers(candidates, device)
     peaks = {name: peak_gpu_bytes(name, candidates) for name in candidates} if device.type == "cuda" else {}
-    steps = {name: candidate.step for name, candidate in candidates.items()}
+    steps: dict[str, Callable[[], None]] = {name: candidate.step for name, candidate in candidates.items()}
+    dtype = torch.bfloat16 if options.precision == "amp_bf16" else torch.float32
+    steps[PRODUCTS] = bare_products(encoder, candidates[OURS].microbatches, dtype)
     samples = timing.measure(steps, options.repetitions, options.warmup, device.type == "cuda")
     flops = training_flops(config, documents.rows["lengths"], documents.num_masked)
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
@@ -255,4 +260,5 @@ def candidate_facts(
             table[name]["peak_bytes"] = peaks[name]
         if peak is not None:
             table[name]["mfu"] = speed / peak
+    table[PRODUCTS] = {"note": PRODUCTS_NOTE}
     return table

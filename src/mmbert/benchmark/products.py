@@ -1,0 +1,50 @@
+"""The matrix products of a training step and nothing else: what no program that computes them can beat."""
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmbert.linear_cross_entropy import rows_of_a_chunk
+from mmbert.model import MmBertForMaskedLM
+
+NAME = "products"
+NOTE = "no peer: the products of all linear layers and the head, forward and backward, on numbers of the same shapes"
+
+
+def bare_products(
+    encoder: MmBertForMaskedLM, microbatches: Sequence[dict[str, Any]], dtype: torch.dtype
+) -> Callable[[], None]:
+    """Calls the products of one step.
+
+    Args:
+        microbatches: of ours; `input_ids` (T,) and `targets` (M,) give the rows.
+    """
+    layers = [part.weight for part in encoder.model.modules() if isinstance(part, nn.Linear)]
+    vocabulary = encoder.decoder.weight
+    device = vocabulary.device
+
+    @cache
+    def numbers(rows: int, width: int) -> Tensor:
+        return torch.randn(rows, width, dtype=dtype, device=device)
+
+    def operands(weight: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs (rows, in), weight (out, in) and gradients of the outputs (rows, out)."""
+        return numbers(rows, weight.shape[1]), weight.detach().to(dtype), numbers(rows, weight.shape[0])
+
+    work: list[tuple[Tensor, Tensor, Tensor]] = []
+    for microbatch in microbatches:
+        num_tokens, num_masked = len(microbatch["input_ids"]), len(microbatch["targets"])
+        work += [operands(weight, num_tokens) for weight in layers]
+        work.append(operands(encoder.head.dense.weight, num_masked))
+        chunk = rows_of_a_chunk(len(vocabulary), device.type)
+        work += [operands(vocabulary, min(chunk, num_masked - start)) for start in range(0, num_masked, chunk)]
+
+    def step() -> None:
+        for x, weight, gradient in work:
+            x @ weight.T  # the result is not wanted
+            gradient @ weight
+            gradient.T @ x
+
+    return step
