@@ -58,8 +58,8 @@ def test_global_batches_and_their_masks_do_not_depend_on_the_number_of_ranks(wor
     for batch, parts in zip(alone, zip(*ranks, strict=True), strict=True):
         assert list(chain(*parts)) == batch
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        masks = [token_hashes(3, np.array([place[0] for place in part]), [2] * len(part)) for part in parts]
-        whole = token_hashes(3, np.array([place[0] for place in batch]), [2] * len(batch))
+        masks = [token_hashes(3, np.array([place[0] for place in part]), 2) for part in parts]
+        whole = token_hashes(3, np.array([place[0] for place in batch]), 2)
         assert np.array_equal(np.concatenate(masks), whole)
 
 

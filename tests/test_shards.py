@@ -73,3 +73,28 @@ def test_what_happens_to_a_shard_after_its_check_is_still_no_row(folders: list[P
     path.unlink()
     with pytest.raises(OSError, match=f"{path} cannot be read: No such file or directory; look at the disk"):
         shards.row(0, 1)
+
+
+def why_refused(shards: LanguageShards) -> str:
+    """What is said of row 1 of the first stream."""
+    try:
+        shards.row(0, 1)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.fault(28)
+def test_garbage_in_a_shard_that_was_checked_is_named_whatever_it_is(folders: list[Path]) -> None:
+    """Bytes at the places that say where things are, and anywhere: a row, or an error that names file and row."""
+    shards = open_shards(folders)
+    path = folders[0] / "shard.00000.mds"
+    shards.row(0, 0)
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    begin = int.from_bytes(whole[8:12], "little")  # of row 1
+    for number in range(600):
+        content = bytearray(whole)
+        place = random.choice([*range(8, 16), *range(begin, begin + 12)]) if number % 2 else random.integers(len(whole))
+        content[place : place + 4] = random.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", random.bytes(4)])
+        path.write_bytes(content[: len(whole) - (number % 3) * 50])
+        assert f"{path} row 1: " in why_refused(shards) or why_refused(shards) == "nothing"

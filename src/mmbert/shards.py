@@ -60,7 +60,7 @@ class LanguageShards:
             return read_row(path, within)
         except OSError as error:
             raise unreadable(path, error) from None
-        except (ValueError, struct.error) as error:
+        except Exception as error:  # garbage may raise anything
             raise ValueError(f"{path} row {within}: cannot be decoded ({error}); {REMEDY}") from None
 
     def _place(self, stream: int, number: int) -> tuple[str, int]:
@@ -97,7 +97,7 @@ def read_row(path: str, number: int) -> Row:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError, struct.error: the bytes are no such sample.
+        Exception: the bytes are no such sample.
     """
     file = os.open(path, os.O_RDONLY)
     try:

@@ -58,7 +58,7 @@ def loss_becomes(value: float, steps: Collection[int], rank: int | None = None) 
 
     loss = MaskedLM.loss
 
-    def changed(self: Any, outputs: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
+    def changed(self: Any, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
         right = loss(self, outputs, batch)
         return right * value if now.step in steps and is_rank(rank) else right
 
@@ -86,7 +86,7 @@ def disturb_weights(step: int) -> None:
 
     forward = MaskedLM.forward
 
-    def changed(self: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def changed(self: Any, batch: dict[str, Any]) -> Tensor:
         if now.step == step:
             noise = torch.Generator().manual_seed(0)
             with torch.no_grad():

@@ -14,7 +14,7 @@ import pytest
 from streaming import MDSWriter
 
 from mmbert.config import RunConfig, load_config
-from mmbert.data import PhaseData, batch_sizes, build_data
+from mmbert.data import Microbatches, PhaseData, batch_sizes, build_data
 from mmbert.manifest import read_manifest
 from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
@@ -194,7 +194,7 @@ def read_all(config: RunConfig) -> str:
     number_before = signal.getsignal(signal.SIGCHLD)
     try:
         data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
-        batches = iter(build_data(config, data, 0, ALONE).dataloader)
+        batches = iter(build_data(config, data, 0, ALONE, Microbatches()).dataloader)
         for _ in range(20):
             next(batches)
     except (ValueError, OSError) as error:
