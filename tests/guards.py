@@ -62,9 +62,9 @@ def without_seek() -> None:
 
     build, fetch, passed_over = mmbert.trainer.build_data, RankBatches.fetch, {"rows": 0}
 
-    def from_the_first_row(config: Any, data: Any, start: int, ranks: Any) -> Any:
+    def from_the_first_row(config: Any, data: Any, start: int, *others: Any) -> Any:
         passed_over["rows"] = start
-        return build(config, data, 0, ranks)
+        return build(config, data, 0, *others)
 
     def spin(self: Any, batches: Any) -> Any:
         while passed_over["rows"] > 0:
