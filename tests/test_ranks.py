@@ -29,6 +29,8 @@ def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
             "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         torch.set_num_threads(1)
+        if torch.distributed.is_initialized():  # by another test, before this process was forked
+            torch.distributed.destroy_process_group()
         result = action(Ranks.connect("cpu"))
         (folder / f"{rank}.json").write_text(json.dumps(result))
 
