@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
 from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
+from mmbert.published_model import CARRIED
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.typed import build
 
@@ -54,6 +56,11 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
+def carried_fields(config: ModelConfig) -> dict[str, Any]:
+    """The fields that ModelConfig and transformers' ModernBertConfig both have."""
+    return {key: getattr(config, key) for key in CARRIED}
+
+
 def huggingface_config(config: ModelConfig, tokenizer: Tokenizer) -> ModernBertConfig:
     """The same encoder in transformers' words.
 
@@ -64,19 +71,7 @@ def huggingface_config(config: ModelConfig, tokenizer: Tokenizer) -> ModernBertC
     return ModernBertConfig(
         architectures=["ModernBertForMaskedLM"],
         dtype="float32",
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        max_position_embeddings=config.max_position_embeddings,
-        global_rope_theta=config.global_rope_theta,
-        local_rope_theta=config.local_rope_theta,
-        global_attn_every_n_layers=config.global_attn_every_n_layers,
-        local_attention=config.local_attention,
-        norm_eps=config.norm_eps,
-        initializer_range=config.initializer_range,
-        initializer_cutoff_factor=config.initializer_cutoff_factor,
+        **carried_fields(config),
         attention_dropout=0.0,
         classifier_pooling="mean",
         pad_token_id=tokenizer.pad_token_id,

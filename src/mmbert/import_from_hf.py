@@ -24,7 +24,7 @@ from mmbert.atomic import partial_folder, publish_folder
 from mmbert.checkpoint import save_checkpoint
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig, OptimizerConfig
-from mmbert.convert_to_hf import check_logits
+from mmbert.convert_to_hf import carried_fields, check_logits
 from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
@@ -123,9 +123,8 @@ def first_state(config: ModelConfig, tokenizer: Tokenizer, name: str) -> dict[st
 
 def yaml_lines(config: ModelConfig, tokenizer_folder: Path, output: Path) -> str:
     """What a YAML must say to continue from `output`."""
-    model = {key: getattr(config, key) for key in CARRIED}
     run = {"run_root": str(output.parent), "parent": output.name, "tokenizer": str(tokenizer_folder)}
-    return OmegaConf.to_yaml({**run, "model": model})
+    return OmegaConf.to_yaml({**run, "model": carried_fields(config)})
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

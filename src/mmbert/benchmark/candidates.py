@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert.benchmark.documents import BOS, EOS, PAD, Documents, padded_batches
-from mmbert.config import ModelConfig
+from mmbert.convert_to_hf import carried_fields
 from mmbert.data import Microbatches
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
@@ -127,20 +127,9 @@ def our_candidate(
 
 def huggingface_model(encoder: MmBertForMaskedLM, peer: Peer, device: torch.device) -> ModernBertForMaskedLM:
     """transformers' model with the weights of `encoder`, in training mode without dropout."""
-    config: ModelConfig = encoder.config
     reference = ModernBertForMaskedLM(
         ModernBertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            global_rope_theta=config.global_rope_theta,
-            local_rope_theta=config.local_rope_theta,
-            global_attn_every_n_layers=config.global_attn_every_n_layers,
-            local_attention=config.local_attention,
-            norm_eps=config.norm_eps,
+            **carried_fields(encoder.config),
             attention_dropout=0.0,
             pad_token_id=PAD,
             bos_token_id=BOS,
