@@ -28,13 +28,14 @@ from data_prep.split import DEFAULT_HELDOUT_RATE, split_documents
 from data_prep.totals import totals_table
 from mmbert.atomic import partial_folder, publish_folder
 from mmbert.command import errors_in_one_line
+from mmbert.file_contents import sha256_of
 from mmbert.manifest import (
     COLUMNS,
     SPLITS,
     Manifest,
-    ShardRecord,
     check_stream,
     read_manifest,
+    shard_records,
     stream_folder,
     write_manifest,
 )
@@ -123,7 +124,6 @@ def write_stream(
     folder = stream_folder(settings.output, split, settings.source, language)
     with partial_folder(folder) as partial:
         write_shards(partial, [rows[index] for index in shuffled])
-        index_bytes = (partial / "index.json").read_bytes()
         manifest = Manifest(
             split=split,
             source=settings.source,
@@ -138,8 +138,8 @@ def write_stream(
             tokens=sum(len(row.input_ids) for row in rows),
             text_bytes=sum(len(text.encode()) for text in texts),
             inputs=inputs,
-            index_sha256=hashlib.sha256(index_bytes).hexdigest(),
-            shards=shard_records(partial, index_bytes),
+            index_sha256=sha256_of(partial / "index.json"),
+            shards=shard_records(partial),
         )
         write_manifest(partial, manifest)
         publish_folder(partial, folder)
@@ -156,16 +156,6 @@ def write_shards(folder: Path, rows: list[Row]) -> None:
     with MDSWriter(out=str(folder), columns=COLUMNS, size_limit=SHARD_BYTES) as writer:
         for row in rows:
             writer.write(asdict(row))
-
-
-def shard_records(folder: Path, index_bytes: bytes) -> dict[str, ShardRecord]:
-    """Basename -> record of each shard that index.json lists."""
-    records = {}
-    for shard in json.loads(index_bytes)["shards"]:
-        content = (folder / shard["raw_data"]["basename"]).read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        records[shard["raw_data"]["basename"]] = ShardRecord(sha256, len(content), shard["samples"])
-    return records
 
 
 @cache

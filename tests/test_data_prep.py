@@ -16,7 +16,8 @@ from data_prep import prepare, train_tokenizer, udhr, verify
 from data_prep.documents import find_language_files, parse_documents, read_language_list
 from data_prep.npm_package import NpmPackage, read_members
 from data_prep.split import document_hash, heldout_mask, split_documents
-from mmbert.manifest import COLUMNS, list_languages, read_manifest, stream_folder, write_manifest
+from mmbert.file_contents import sha256_of
+from mmbert.manifest import COLUMNS, list_languages, read_manifest, shard_records, stream_folder, write_manifest
 from mmbert.packing import Row
 from mmbert.tokenizer import load_tokenizer
 from tests.conftest import Corpus
@@ -425,12 +426,11 @@ def forge(folder: Path, rows: list[tuple[list[int], list[int]]], **changes: obje
     with MDSWriter(out=str(folder), columns=COLUMNS) as writer:
         for ids, lengths in rows:
             writer.write({"input_ids": np.array(ids, np.uint32), "lengths": np.array(lengths, np.uint16)})
-    index = (folder / "index.json").read_bytes()
     values = {
         "rows": len(rows),
         "tokens": sum(len(ids) for ids, _ in rows),
-        "index_sha256": hashlib.sha256(index).hexdigest(),
-        "shards": prepare.shard_records(folder, index),
+        "index_sha256": sha256_of(folder / "index.json"),
+        "shards": shard_records(folder),
     }
     write_manifest(folder, replace(manifest, **values | changes))
 

@@ -127,6 +127,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_file(folder / "manifest.json", (json.dumps(values, indent=2) + "\n").encode())
 
 
+def shard_records(folder: Path) -> dict[str, ShardRecord]:
+    """Basename -> record of each shard that `folder`/index.json lists."""
+    index = folder / "index.json"
+    listed = parse_object(index.read_bytes(), index, REMEDY)["shards"]
+    rows = {folder / shard["raw_data"]["basename"]: shard["samples"] for shard in listed}
+    return {path.name: ShardRecord(sha256_of(path), path.stat().st_size, rows[path]) for path in rows}
+
+
 def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int) -> Manifest:
     """The cheap check before training: right folder, right tokenizer, complete files. Reads no shard.
 

@@ -19,8 +19,8 @@ from mmbert.config import (
     OptimizerConfig,
     RunConfig,
 )
-from mmbert.file_contents import parse_object, sha256_of
-from mmbert.manifest import COLUMNS, REMEDY, Manifest, ShardRecord, stream_folder, write_manifest
+from mmbert.file_contents import sha256_of
+from mmbert.manifest import COLUMNS, Manifest, shard_records, stream_folder, write_manifest
 from mmbert.packing import WRAPPER_TOKENS, Row, TokenIds, pack_documents
 from mmbert.schedules import Schedule
 from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, save_tokenizer
@@ -119,9 +119,6 @@ def write_stream(folder: Path, rows: Sequence[Row], shape: Shape, tokenizer: Tok
     with MDSWriter(out=str(folder), columns=COLUMNS, size_limit=SHARD_BYTES) as writer:
         for row in rows:
             writer.write(asdict(row))
-    index = folder / "index.json"
-    listed = parse_object(index.read_bytes(), index, REMEDY)["shards"]
-    names = {shard["raw_data"]["basename"]: shard["samples"] for shard in listed}
     manifest = Manifest(
         split="train",
         source=SOURCE,
@@ -136,11 +133,8 @@ def write_stream(folder: Path, rows: Sequence[Row], shape: Shape, tokenizer: Tok
         tokens=sum(len(row.input_ids) for row in rows),
         text_bytes=0,
         inputs=f"synthetic, seed {shape.seed}",
-        index_sha256=sha256_of(index),
-        shards={
-            name: ShardRecord(sha256_of(folder / name), (folder / name).stat().st_size, samples)
-            for name, samples in names.items()
-        },
+        index_sha256=sha256_of(folder / "index.json"),
+        shards=shard_records(folder),
     )
     write_manifest(folder, manifest)
 
