@@ -184,6 +184,13 @@ def test_a_wrong_option_is_told_in_one_line(words: list[str], told: str) -> None
         program.main([*TINY_HEAD, *words])
 
 
+@pytest.mark.parametrize("subcommand", ["head", "step"])
+def test_a_gpu_that_is_not_there_is_refused(subcommand: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device gpu: torch sees no GPU here; take --device cpu"):
+        program.main([subcommand, "--device", "gpu"])
+
+
 def test_unknown_options_and_subcommands_are_refused() -> None:
     for words in (["head", "--row", "3"], ["heads"], []):
         with pytest.raises(SystemExit) as exit_:

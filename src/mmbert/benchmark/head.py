@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmbert.benchmark import timing
+from mmbert.benchmark.device import add_device_options, chosen_device
 from mmbert.benchmark.peak_memory import SETTINGS, peak_in_child, peak_over_now
 from mmbert.benchmark.result import OURS, Demand, Gate, check_gates, check_peers, document
 from mmbert.linear_cross_entropy import linear_cross_entropy, rows_of_a_chunk
@@ -44,7 +45,7 @@ class Head:
     """Inputs of the loss, and what computes it: hidden (M, D), weight (V, D), bias (V,), targets (M,)."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.device = torch.device("cuda" if options.device == "gpu" else "cpu")
+        self.device = chosen_device(options)
         self.is_bf16 = options.precision == "amp_bf16"
         generator = torch.Generator(self.device).manual_seed(options.seed)
         sizes = ((options.rows, options.hidden), (options.vocab, options.hidden), (options.vocab,))
@@ -77,9 +78,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocab", type=int, default=256_000, help="entries of the vocabulary (default: 256000)")
     parser.add_argument("--rows", type=int, default=1200, help="masked tokens (default: 1200)")
     parser.add_argument("--hidden", type=int, default=384, help="hidden size (default: 384)")
-    parser.add_argument("--precision", choices=LIMITS, default="fp32", help="(default: fp32)")
-    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="(default: cpu)")
-    parser.add_argument("--seed", type=int, default=0, help="of all inputs (default: 0)")
+    add_device_options(parser)
     parser.add_argument("--min-memory-ratio", type=float, metavar="X", help="exit status 1 if less is saved")
 
 
@@ -94,8 +93,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
     if options.min_memory_ratio is not None and not options.min_memory_ratio > 0.0:
         raise ValueError(f"--min-memory-ratio {options.min_memory_ratio} must be above 0")
-    if options.device == "gpu" and not torch.cuda.is_available():
-        raise ValueError("--device gpu: torch sees no GPU here; take --device cpu")
     check_peers(options.min_ratio, [PEER])
 
 

@@ -24,6 +24,7 @@ from mmbert.benchmark.candidates import (
     our_candidate,
     peer_candidate,
 )
+from mmbert.benchmark.device import add_device_options, chosen_device
 from mmbert.benchmark.documents import Documents, synthetic_documents
 from mmbert.benchmark.products import NAME as PRODUCTS
 from mmbert.benchmark.products import NOTE as PRODUCTS_NOTE
@@ -66,12 +67,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seq", type=int, default=1024, help="tokens of a row (default: 1024)")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
     parser.add_argument("--mask", type=float, default=0.30, help="share of the tokens to predict (default: 0.30)")
-    parser.add_argument("--precision", choices=LIMITS, default="fp32", help="(default: fp32)")
-    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="(default: cpu)")
+    add_device_options(parser)
     parser.add_argument("--microbatch", type=int, default=4, help="rows that ours computes at a time (default: 4)")
     parser.add_argument("--peers", default="hf-tuned,hf-sparse,hf", help=f"among {','.join(PEERS)}; commas between")
     parser.add_argument("--optimizer", action="store_true", help="StableAdamW's step is timed too, in all candidates")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, documents and masks (default: 0)")
 
 
 def check_options(options: argparse.Namespace) -> torch.device:
@@ -80,9 +79,7 @@ def check_options(options: argparse.Namespace) -> torch.device:
     Raises:
         ValueError: an option, its value and the remedy.
     """
-    if options.device == "gpu" and not torch.cuda.is_available():
-        raise ValueError("--device gpu: torch sees no GPU here; take --device cpu")
-    device = torch.device("cuda" if options.device == "gpu" else "cpu")
+    device = chosen_device(options)
     if not 8 <= options.seq <= BASE.max_position_embeddings:
         raise ValueError(f"--seq {options.seq} must lie between 8 and {BASE.max_position_embeddings}")
     if options.tokens < options.seq:

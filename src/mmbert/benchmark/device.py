@@ -1,0 +1,23 @@
+"""The options that `head` and `step` share: on which device, how exactly, from which seed."""
+
+import argparse
+
+import torch
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Precision, device and seed."""
+    parser.add_argument("--precision", choices=["fp32", "amp_bf16"], default="fp32", help="(default: fp32)")
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="(default: cpu)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+
+
+def chosen_device(options: argparse.Namespace) -> torch.device:
+    """The device that --device names.
+
+    Raises:
+        ValueError: torch does not see it.
+    """
+    if options.device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("--device gpu: torch sees no GPU here; take --device cpu")
+    return torch.device("cuda" if options.device == "gpu" else "cpu")
