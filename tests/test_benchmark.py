@@ -51,6 +51,12 @@ def test_candidates_take_turns_and_the_warm_up_does_not_count(monkeypatch: pytes
     assert all(sample.gpu is None and sample.cpu >= 0 for runs in samples.values() for sample in runs)
 
 
+def test_processor_time_is_that_of_the_clock_that_is_given() -> None:
+    ticks = count(step=3)
+    samples = measure({"a": list, "b": list}, repetitions=2, cpu=lambda: float(next(ticks)))
+    assert [sample.cpu for runs in samples.values() for sample in runs] == [3.0] * 4
+
+
 def result(**candidate_facts: dict[str, Any]) -> dict[str, Any]:
     samples = {OURS: [Sample(1.0, 2.0), Sample(2.0, 2.0), Sample(4.0, 8.0)], "peer": [Sample(6.0, 3.0)] * 3}
     made = document("step", samples, 12, [Gate("loss", 1e-7, 1e-5)], {"seq": 1024, "mask": 0.3}, candidate_facts)

@@ -7,7 +7,6 @@ same rows; the peers read the same documents, one a sample, from one folder, wit
 counts this process, its living workers and those that ended.
 """
 import argparse
-import gc
 import shutil
 import tempfile
 import time
@@ -30,7 +29,7 @@ from mmbert.benchmark.synthetic_rows import (
     write_documents,
     write_streams,
 )
-from mmbert.benchmark.timing import Sample
+from mmbert.benchmark.timing import Sample, measure
 from mmbert.packing import Row
 from mmbert.processes import no_child_outlives
 
@@ -110,22 +109,6 @@ def work_folder(keep: Path | None) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def measure_living(
-    candidates: Mapping[str, Callable[[], object]], repetitions: int, warmup: int
-) -> dict[str, list[Sample]]:
-    """As `timing.measure`, with the processor time of workers that live on between runs."""
-    samples: dict[str, list[Sample]] = {name: [] for name in candidates}
-    for turn in range(-warmup, repetitions):
-        for name, candidate in candidates.items():
-            gc.collect()
-            cpu, wall = processor_seconds(), time.perf_counter()
-            candidate()
-            taken = Sample(time.perf_counter() - wall, processor_seconds() - cpu)
-            if turn >= 0:
-                samples[name].append(taken)
-    return samples
-
-
 def data_wait(loaded: Iterator[MaskedBatch], step_seconds: float) -> float:
     """Share of the time in which a step of so many seconds, during which this process sleeps, waits for data."""
     waited, began = 0.0, time.perf_counter()
@@ -197,7 +180,7 @@ def measure_all(
         candidates[f"{OURS}-{min(ours)}-fresh"] = partial(fresh.whole_pass, shape.batches)
         candidates |= peers.candidates()
         assert list(candidates) == [OURS, *names_of(sorted(ours), peers.packer is not None)]
-        return measure_living(candidates, options.repetitions, options.warmup), wait
+        return measure(candidates, options.repetitions, options.warmup, cpu=processor_seconds), wait
 
 
 def facts_of(shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:

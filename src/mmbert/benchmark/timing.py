@@ -13,6 +13,8 @@ from statistics import median
 
 import torch
 
+Clock = Callable[[], float]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -20,7 +22,7 @@ class Sample:
 
     Attributes:
         wall: seconds on the clock.
-        cpu: seconds of processor time, of this process and of its children that ended meanwhile.
+        cpu: seconds of processor time; by default of this process and of its children that ended meanwhile.
         gpu: seconds between two CUDA events around the run; None on the CPU.
     """
 
@@ -62,29 +64,33 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def sample(candidate: Callable[[], object], on_gpu: bool = False) -> Sample:
+def sample(candidate: Callable[[], object], on_gpu: bool, cpu: Clock) -> Sample:
     """Run `candidate` once; on a GPU from an idle device to an idle device."""
     gc.collect()
     if on_gpu:
-        return _sample_on_gpu(candidate)
-    cpu, wall = cpu_seconds(), time.perf_counter()
+        return _sample_on_gpu(candidate, cpu)
+    cpu_began, began = cpu(), time.perf_counter()
     candidate()
-    return Sample(time.perf_counter() - wall, cpu_seconds() - cpu)
+    return Sample(time.perf_counter() - began, cpu() - cpu_began)
 
 
-def _sample_on_gpu(candidate: Callable[[], object]) -> Sample:
+def _sample_on_gpu(candidate: Callable[[], object], cpu: Clock) -> Sample:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
-    cpu, wall = cpu_seconds(), time.perf_counter()
+    cpu_began, began = cpu(), time.perf_counter()
     begin.record()
     candidate()
     end.record()
     torch.cuda.synchronize()
-    return Sample(time.perf_counter() - wall, cpu_seconds() - cpu, begin.elapsed_time(end) / 1e3)
+    return Sample(time.perf_counter() - began, cpu() - cpu_began, begin.elapsed_time(end) / 1e3)
 
 
 def measure(
-    candidates: Mapping[str, Callable[[], object]], repetitions: int, warmup: int = 1, on_gpu: bool = False
+    candidates: Mapping[str, Callable[[], object]],
+    repetitions: int,
+    warmup: int = 1,
+    on_gpu: bool = False,
+    cpu: Clock = cpu_seconds,
 ) -> dict[str, list[Sample]]:
     """Run all candidates in turn.
 
@@ -93,11 +99,12 @@ def measure(
         repetitions: timed rounds.
         warmup: rounds before them that are not timed.
         on_gpu: wait for the device before and after each run.
+        cpu: processor seconds so far.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in candidates}
     for turn in range(-warmup, repetitions):
         for name, candidate in candidates.items():
-            taken = sample(candidate, on_gpu)
+            taken = sample(candidate, on_gpu, cpu)
             if turn >= 0:
                 samples[name].append(taken)
     return samples
