@@ -1,7 +1,7 @@
 """The inverse mask-ratio schedule: masks every training batch at the rate of its moment."""
 from composer import Callback, Logger, State
 
-from mmbert.masking import Vocabulary, mask_tokens
+from mmbert.masking import Vocabulary, mask_batch
 from mmbert.trainer import Phase
 
 
@@ -18,11 +18,7 @@ class MaskRatio(Callback):
         self.vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.special_token_ids)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Replace `input_ids`, and add `masked` and `targets` (M,) and M; the batch is still on the CPU and whole."""
+        """Mask the batch, which is still on the CPU and whole."""
         rate = self.schedule.value(int(state.timestamp.token), self.duration)
-        batch = state.batch
-        batch["input_ids"], batch["masked"], batch["targets"] = mask_tokens(
-            batch["input_ids"], batch["row_positions"], batch["row_tokens"], self.seed, rate, self.vocabulary
-        )
-        batch["num_labels"] = len(batch["targets"])
+        state.batch = mask_batch(state.batch, self.seed, rate, self.vocabulary)
         logger.log_metrics({"mask_rate": rate})

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmbert import masking
 from mmbert.benchmark.__main__ import main
 from mmbert.benchmark.loader import names_of
 from mmbert.benchmark.loader_ours import Ours, gates_of_ours, processor_seconds
@@ -122,9 +123,7 @@ def test_a_pass_too_short_and_a_row_unlike_what_was_written_do_not_pass(ours: Ou
 def test_masking_that_touches_other_tokens_does_not_pass(
     ours: Ours, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mmbert.benchmark.loader_ours as module
-
-    real = module.mask_tokens
+    real = masking.mask_tokens
 
     def broken(*arguments: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         corrupted, masked, targets = real(*arguments)
@@ -132,7 +131,7 @@ def test_masking_that_touches_other_tokens_does_not_pass(
         corrupted[unmasked[0]] += 1
         return corrupted, masked[: len(masked) // 2], targets[: len(masked) // 2] + 1
 
-    monkeypatch.setattr(module, "mask_tokens", broken)
+    monkeypatch.setattr(masking, "mask_tokens", broken)
     assert passed(gates_of_ours(ours, 3, rows, SHAPE.batches)) == [True, True, False, False, False]
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from mmbert.masking import LANES, Vocabulary, mask_tokens, token_hashes
+from mmbert.masking import LANES, Vocabulary, mask_batch, mask_tokens, token_hashes
 
 VOCABULARY = Vocabulary(size=1000, mask=4, special=(0, 1, 2, 3, 4))
 Masked = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -77,6 +77,17 @@ def test_masks_of_a_row_do_not_depend_on_its_batch() -> None:
         start += length
     assert np.concatenate([own for own, _ in alone]).tolist() == places.tolist()
     assert np.concatenate([own for _, own in alone]).tolist() == targets.tolist()
+
+
+def test_a_masked_batch_is_a_new_one_with_its_targets(ids: np.ndarray) -> None:
+    batch = {"input_ids": ids[:300], "row_positions": np.arange(3), "row_tokens": [100] * 3, "lengths": [300]}
+    given = dict(batch)
+    made = mask_batch(batch, 7, 0.3, VOCABULARY)
+    for key, expected in zip(("input_ids", "masked", "targets"), masked(ids[:300], 0.3), strict=True):
+        assert (made.pop(key) == expected).all()
+    assert made.pop("num_labels") == len(expected) > 0
+    assert made.keys() == given.keys() - {"input_ids"}
+    assert batch == given
 
 
 def test_a_row_seen_again_at_another_position_or_seed_is_masked_anew() -> None:

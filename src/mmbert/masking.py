@@ -6,6 +6,7 @@ rank, worker or microbatch holds the row, and a resumed run draws the same masks
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,14 @@ def mask_tokens(
     randomised = places.take(np.flatnonzero((fates >= bounds[0]) & (fates < bounds[1])))
     corrupted[randomised] = draw_ids(randomised, sizes, hashes, vocabulary)
     return corrupted, places, targets.astype(np.int64)
+
+
+def mask_batch(batch: dict[str, Any], seed: int, rate: float, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The batch with corrupted `input_ids`, and with `masked`, `targets` (M,) and `num_labels`, M; see mask_tokens."""
+    input_ids, masked, targets = mask_tokens(
+        batch["input_ids"], batch["row_positions"], batch["row_tokens"], seed, rate, vocabulary
+    )
+    return {**batch, "input_ids": input_ids, "masked": masked, "targets": targets, "num_labels": len(targets)}
 
 
 def draw_ids(places: Integers, sizes: Integers, hashes: UInt64, vocabulary: Vocabulary) -> Ids:

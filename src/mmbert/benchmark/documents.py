@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmbert.data import Batch, lay_end_to_end
-from mmbert.masking import Vocabulary, mask_tokens
+from mmbert.masking import Vocabulary, mask_batch
 from mmbert.packing import TokenIds, pack_documents
 
 PAD, EOS, BOS, UNK, MASK = range(5)
@@ -76,16 +76,14 @@ def synthetic_documents(num_tokens: int, seq: int, vocab_size: int, mask_rate: f
     lengths = draw_lengths(num_tokens, seq, rng)
     texts: list[TokenIds] = [rng.integers(MASK + 1, vocab_size, n - 2).astype(np.uint32) for n in lengths]
     packed = pack_documents(texts, seq, BOS, EOS)
-    rows = lay_end_to_end([(position, 0, position) for position in range(len(packed))], packed)
+    laid = lay_end_to_end([(position, 0, position) for position in range(len(packed))], packed)
     vocabulary = Vocabulary(vocab_size, MASK, tuple(range(MASK + 1)))
-    input_ids, masked, targets = mask_tokens(
-        rows["input_ids"], rows["row_positions"], rows["row_tokens"], seed, mask_rate, vocabulary
-    )
+    rows = mask_batch(laid, seed, mask_rate, vocabulary)
+    input_ids = rows["input_ids"].astype(np.int64)
     labels = np.full(len(input_ids), NOT_MASKED, dtype=np.int64)
-    labels[masked] = targets
+    labels[rows["masked"]] = rows["targets"]
     borders = np.cumsum(rows["lengths"])[:-1]
-    alone = list(zip(np.split(input_ids.astype(np.int64), borders), np.split(labels, borders), strict=True))
-    rows.update(input_ids=input_ids, masked=masked, targets=targets, num_labels=len(masked))
+    alone = list(zip(np.split(input_ids, borders), np.split(labels, borders), strict=True))
     return Documents(rows, alone)
 
 

@@ -1,6 +1,6 @@
 """The loader, from MDS shards to masked microbatches, against ModernBERT's packer and Hugging Face's collator.
 
-Ours is the real path on worker processes: `build_data`, then `mask_tokens` and `Microbatches` as in training. It is
+Ours is the real path on worker processes: `build_data`, then `mask_batch` and `Microbatches` as in training. It is
 timed with all shards checked, as they are for most of a run: `ours` has the largest number of streams of --streams,
 `ours-N` has N. `ours-N-fresh` starts its workers anew in every run, and they check every shard they meet. All hold the
 same rows; the peers read the same documents, one a sample, from one folder, without worker processes. Processor time

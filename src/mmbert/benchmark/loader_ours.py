@@ -15,7 +15,7 @@ from mmbert.benchmark.synthetic_rows import Shape, make_config
 from mmbert.benchmark.timing import cpu_seconds
 from mmbert.config import RunConfig
 from mmbert.data import Batch, Microbatches, PhaseData, build_data
-from mmbert.masking import Vocabulary, mask_tokens
+from mmbert.masking import Vocabulary, mask_batch
 from mmbert.packing import Row
 from mmbert.ranks import Ranks
 from mmbert.shards import LanguageShards
@@ -57,12 +57,8 @@ class Ours:
 
     def mask(self, batch: Batch) -> Batch:
         """What callbacks/mask_ratio.py does; the original ids stay under `original`."""
-        original, rate = batch["input_ids"], self.config.mask_rate.start
-        corrupted, masked, targets = mask_tokens(
-            original, batch["row_positions"], batch["row_tokens"], self.config.phase_seed, rate, self.vocabulary
-        )
-        return {**batch, "input_ids": corrupted, "masked": masked, "targets": targets, "num_labels": len(targets),
-                "original": original}  # fmt: skip
+        masked = mask_batch(batch, self.config.phase_seed, self.config.mask_rate.start, self.vocabulary)
+        return {**masked, "original": batch["input_ids"]}
 
     def batches(self, checked: bool = False) -> Generator[MaskedBatch]:
         """Masked batches and their microbatches, without end; closing it ends the workers.
