@@ -54,6 +54,18 @@ class LanguageShards:
                     raise ValueError(f"{path} row {within}: {fault}; {REMEDY}")
         return rows
 
+    def check(self, stream: int, shard: int) -> str:
+        """Read a whole shard and compare it with its manifest; its path. Raises as `rows` does."""
+        folder, records = self.folders[stream], self.manifests[stream].shards
+        name = list(records)[shard]
+        path = str(folder / name)
+        try:
+            check_shard(folder, name, records[name])
+        except OSError as error:
+            raise unreadable(path, error) if error.errno else error from None
+        self.paths[stream, shard] = path
+        return path
+
     def _read(self, stream: int, number: int) -> Row:
         path, within = self._place(stream, number)
         try:
@@ -67,20 +79,8 @@ class LanguageShards:
         """Path of the checked shard that holds a row, and the row's number in it."""
         ends = self.ends[stream]
         shard = bisect_right(ends, number)
-        path = self.paths.get((stream, shard)) or self._check(stream, shard)
+        path = self.paths.get((stream, shard)) or self.check(stream, shard)
         return path, number - (ends[shard - 1] if shard else 0)
-
-    def _check(self, stream: int, shard: int) -> str:
-        """Read a whole shard and compare it with its manifest."""
-        folder, records = self.folders[stream], self.manifests[stream].shards
-        name = list(records)[shard]
-        path = str(folder / name)
-        try:
-            check_shard(folder, name, records[name])
-        except OSError as error:
-            raise unreadable(path, error) if error.errno else error from None
-        self.paths[stream, shard] = path
-        return path
 
 
 def unreadable(path: str, error: OSError) -> OSError:

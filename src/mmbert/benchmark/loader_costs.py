@@ -48,7 +48,7 @@ def costs_by_part(ours: Ours, batches: int) -> dict[str, float]:
     with parts.part("check"):
         for stream in range(len(data.names)):
             for number in range(len(data.manifests[stream].shards)):
-                shards._check(stream, number)
+                shards.check(stream, number)
     cut, tokens = Microbatches(), 0
     for batch_places in places:
         with parts.part("read"):
