@@ -75,6 +75,30 @@ def test_what_happens_to_a_shard_after_its_check_is_still_no_row(folders: list[P
         shards.row(0, 1)
 
 
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("what", ["trailing bytes", "dimensions of ids", "number of ids", "number of lengths"])
+def test_a_sample_must_be_two_vectors_and_nothing_else(folders: list[Path], what: str) -> None:
+    """Of row 1: its end, which is row 2's begin, and the two bytes that begin a vector of less than 256 numbers."""
+    shards = open_shards(folders)
+    path = folders[0] / "shard.00000.mds"
+    whole = shards.row(0, 1)
+    content = path.read_bytes()
+    begin = int.from_bytes(content[8:12], "little")
+    first = int.from_bytes(content[begin : begin + 4], "little")
+    ids, lengths = begin + 8, begin + 8 + first
+    assert content[ids : ids + 2] == bytes([4, len(whole.input_ids)])
+    assert content[lengths : lengths + 2] == bytes([4, len(whole.lengths)])
+    place, more = {
+        "trailing bytes": (12, 4),
+        "dimensions of ids": (ids, 4),
+        "number of ids": (ids + 1, -1),
+        "number of lengths": (lengths + 1, -1),
+    }[what]
+    path.write_bytes(content[:place] + bytes([content[place] + more]) + content[place + 1 :])
+    with pytest.raises(ValueError, match=rf"{path} row 1: cannot be decoded \(\d+ bytes are no vector"):
+        shards.row(0, 1)
+
+
 def why_refused(shards: LanguageShards) -> str:
     """What is said of row 1 of the first stream."""
     try:

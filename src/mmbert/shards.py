@@ -16,6 +16,7 @@ from mmbert.manifest import REMEDY, Manifest, check_shard
 from mmbert.packing import WRAPPER_TOKENS, Row
 
 PAIR = struct.Struct("<II")
+ID, LENGTH = np.dtype(np.uint32), np.dtype(np.uint16)
 
 
 class LanguageShards:
@@ -92,8 +93,7 @@ def read_row(path: str, number: int) -> Row:
     """Read one sample of an MDS shard with the columns `manifest.COLUMNS`.
 
     A shard begins with its number of samples and the places where each begins and the last ends. A sample begins with
-    the sizes of its two columns; all that is uint32. A column is a byte, which says that it has one dimension and how
-    many bytes hold its length, the length, and the values.
+    the sizes of its two columns; all that is uint32.
 
     Raises:
         OSError: the file cannot be read.
@@ -106,18 +106,23 @@ def read_row(path: str, number: int) -> Row:
     finally:
         os.close(file)
     first, second = PAIR.unpack_from(sample)
-    width, other_width = 1 << (sample[8] & 3), 1 << (sample[8 + first] & 3)
-    num_ids, num_documents = (first - 1 - width) // 4, (second - 1 - other_width) // 2
-    header = bytes([4 | (sample[8] & 3)]) + num_ids.to_bytes(width, "little")
-    other_header = bytes([4 | (sample[8 + first] & 3)]) + num_documents.to_bytes(other_width, "little")
-    if (
-        len(sample) != 8 + first + second
-        or not sample.startswith(header, 8)
-        or not sample.startswith(other_header, 8 + first)
-    ):
+    middle, end = 8 + first, 8 + first + second
+    if len(sample) != end:
         raise ValueError(f"{len(sample)} bytes are no vectors of ids and lengths")
-    ids = np.frombuffer(sample, np.uint32, num_ids, 9 + width)
-    return Row(ids, np.frombuffer(sample, np.uint16, num_documents, 9 + first + other_width))
+    return Row(vector(sample, 8, middle, ID), vector(sample, middle, end, LENGTH))
+
+
+def vector(sample: bytes, begin: int, end: int, dtype: np.dtype) -> np.ndarray:
+    """Decode the column of a sample in [begin, end).
+
+    It is a byte, which says that it has one dimension and how many bytes hold its length, the length, and the values.
+    """
+    kind = sample[begin]
+    values = begin + 1 + (1 << (kind & 3))
+    count = int.from_bytes(sample[begin + 1 : values], "little")
+    if kind >> 2 != 1 or values + count * dtype.itemsize != end:
+        raise ValueError(f"{end - begin} bytes are no vector of {dtype}")
+    return np.frombuffer(sample, dtype, count, values)
 
 
 def find_fault(rows: Sequence[Row], manifest: Manifest) -> str:
