@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from composer import Callback, Logger, State
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,7 +23,7 @@ from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line
 from mmbert.config import load_config
 from mmbert.stop_request import StopRequest
-from mmbert.trainer import Phase, build_trainer
+from mmbert.trainer import Phase, build_trainer, device_of
 
 STEP = (MaskRatio, LanguageTemperature, LearningRate, DropoutSeed, FiniteSteps)  # what belongs to a step
 WARMUP_STEPS = 3  # compilation, the optimizer's state, the allocator
@@ -34,8 +33,8 @@ ROWS = 20
 class Profiling(Callback):
     """Records `steps` steps after the warm-up, and stops."""
 
-    def __init__(self, steps: int) -> None:
-        on_gpu = torch.cuda.is_available()
+    def __init__(self, phase: Phase, steps: int) -> None:
+        on_gpu = device_of(phase.config) == "gpu"
         self.steps, self.sort_by = steps, "self_device_time_total" if on_gpu else "self_cpu_time_total"
         self.profiler = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])])
         self.seconds_waited = 0.0
@@ -78,7 +77,7 @@ def run(config_path: str, overrides: Sequence[str], steps: int, output: Path) ->
         fresh = [f"run_root={folder}", "parent=null"]
         phase = Phase.open(load_config(config_path, [*overrides, *fresh]))
         step: list[Any] = [part for part in build_callbacks(phase, StopRequest()) if isinstance(part, STEP)]
-        profiling = Profiling(steps)
+        profiling = Profiling(phase, steps)
         trainer = build_trainer(phase, [*step, profiling])
         trainer.fit()
         trainer.close()

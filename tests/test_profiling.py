@@ -2,10 +2,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch.profiler import ProfilerActivity
 
-from callbacks.profiling import ROWS, main, table
+from callbacks.profiling import ROWS, Profiling, main, table
 from tests.conftest import Corpus
 from tests.training_runs import write_yamls
 
@@ -28,6 +31,14 @@ def test_a_phase_is_profiled_and_its_run_left_alone(corpus: Corpus, tmp_path: Pa
     assert "| aten::mm |" in done.stdout
     assert (tmp_path / "profile" / "trace.json").stat().st_size > 1000
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_phase_on_the_cpu_is_profiled_there_beside_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    phase: Any = SimpleNamespace(config=SimpleNamespace(device="cpu"))
+    profiling = Profiling(phase, steps=1)
+    assert profiling.sort_by == "self_cpu_time_total"
+    assert list(profiling.profiler.activities) == [ProfilerActivity.CPU]
 
 
 def test_no_step_is_no_profile() -> None:
