@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmbert.benchmark import __main__ as program
 from mmbert.benchmark import head, startup, timing
+from mmbert.benchmark.page import section
 from mmbert.benchmark.result import (
     OURS,
     Gate,
@@ -128,6 +129,11 @@ def test_the_page_is_written_from_the_files_alone(tmp_path: Path) -> None:
     assert "- loss: 1.0e-07, at most 1e-05" in page
     assert as_markdown(table(made)) in page
     assert "- peer: batches of 4 documents" in page
+
+
+def test_a_result_without_gates_says_nothing_of_them() -> None:
+    assert "\nGates passed:\n\n- loss: " in section("step", result())
+    assert "Gates" not in section("startup", {**result(), "gates": []})
 
 
 def test_the_page_refuses_a_file_that_is_no_result(tmp_path: Path) -> None:

@@ -43,11 +43,12 @@ def section(name: str, document: Mapping[str, Any]) -> str:
     """
     try:
         surroundings = document["environment"]
+        gates = [f"- {line}" for line in gate_lines(document)]
         lines = [
             f"## {name}", "", "```", surroundings["command"], "```", "",
             machine_line(surroundings), "",
             f"All candidates: {fact_line(document)}.", "",
-            "Gates passed:", "", *(f"- {line}" for line in gate_lines(document)), "",
+            *(["Gates passed:", "", *gates, ""] if gates else []),
             as_markdown(table(document)), "",
         ]  # fmt: skip
         lines += [f"- {line}" for line in candidate_lines(document)]
