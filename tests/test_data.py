@@ -1,7 +1,8 @@
 """Batches: how rows are laid end to end, cut into microbatches, and read from the shards."""
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -187,6 +188,16 @@ def test_reading_ahead_changes_neither_the_batches_nor_how_they_fail() -> None:
         next(ahead)
     with pytest.raises(RuntimeError, match="the order of rows has no end"):
         list(read_ahead(iter([{"number": 1}])))
+
+
+def test_a_closed_reader_ends_its_thread_and_reads_no_more() -> None:
+    before = set(threading.enumerate())
+    numbers = count()
+    ahead = read_ahead({"number": number} for number in numbers)
+    next(ahead)
+    ahead.close()
+    assert not set(threading.enumerate()) - before
+    assert next(numbers) < 10
 
 
 def test_language_lists_are_codes_and_files(tmp_path: Path) -> None:

@@ -114,6 +114,16 @@ def test_what_is_chosen_and_what_becomes_of_it_are_independent(ids: np.ndarray) 
             assert both.mean() == pytest.approx(0.64, abs=0.008)
 
 
+def test_random_ids_of_neighbours_that_share_a_hash_are_independent(ids: np.ndarray) -> None:
+    corrupted, _, _ = masked(ids, 1.0)
+    groups = np.where((corrupted != 4) & (corrupted != ids), corrupted, 0).reshape(-1, LANES)  # 100 is 25 LANES
+    for first in range(LANES):
+        for second in range(first):
+            pairs = groups[(groups[:, [first, second]] > 0).all(axis=1)]
+            assert len(pairs) > 2000
+            assert (pairs[:, first] == pairs[:, second]).mean() < 0.01  # by chance 1 / 995
+
+
 def test_hashes_pass_as_uniform_and_neighbours_as_independent() -> None:
     lanes = token_hashes(0, np.arange(2000), 500).view("<u2").ravel() / 2.0**16
     assert lanes.mean() == pytest.approx(0.5, abs=0.002)
