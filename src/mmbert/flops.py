@@ -26,7 +26,7 @@ def scored_pairs(lengths: Integers, window: int | None) -> int:
 
 
 def forward_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> int:
-    """One forward pass over a packed batch, only masked tokens reaching the head.
+    """One forward pass over a packed batch, only masked tokens going on behind the last layer's attention.
 
     Args:
         lengths: (N,) tokens of each document.
@@ -34,11 +34,13 @@ def forward_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> in
     """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     num_global = -(-layers // config.global_attn_every_n_layers)
-    per_token = layers * (2 * hidden * 3 * hidden + 2 * hidden * hidden + 2 * hidden * 2 * inner + 2 * inner * hidden)
+    before = 2 * hidden * 3 * hidden
+    after = 2 * hidden * hidden + 2 * hidden * 2 * inner + 2 * inner * hidden
     pairs = num_global * scored_pairs(lengths, None)
     pairs += (layers - num_global) * scored_pairs(lengths, config.local_attention // 2)
     head = 2 * hidden * hidden + 2 * hidden * config.vocab_size
-    return int(lengths.sum()) * per_token + 4 * hidden * pairs + num_masked * head
+    every_token = layers * before + (layers - 1) * after
+    return int(lengths.sum()) * every_token + 4 * hidden * pairs + num_masked * (after + head)
 
 
 def training_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> int:

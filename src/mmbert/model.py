@@ -86,8 +86,9 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, both rotated, and values of x (T, D): (T, H, K) each."""
         qkv = self.Wqkv(x).view(-1, 3, self.num_heads, self.head_dim)  # (T, 3, H, K)
-        q, k = rope.rotate(qkv[:, :2]).unbind(dim=1)
-        return q, k, qkv[:, 2]
+        qk, v = qkv.split((2, 1), dim=1)  # of slices, autograd would add up two gradients of qkv's size
+        q, k = rope.rotate(qk).unbind(dim=1)
+        return q, k, v.squeeze(1)
 
     def merge(self, out: Tensor) -> Tensor:
         """What attention adds to the residual stream: out (T, H, K) -> (T, D)."""
@@ -117,10 +118,13 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = layer_norm(config)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: Context, wanted: Tensor | None = None) -> Tensor:
+        """(T, D) -> (T, D), or (M, D) where `wanted` (M,) says for which tokens."""
         rope = context.global_rope if self.attn.window is None else context.local_rope
         q, k, v = self.before_attention(x, rope)
         out = varlen_attention(q, k, v, context.packing, self.attn.window, context.kernel)
+        if wanted is not None:
+            x, out = x.index_select(0, wanted), out.index_select(0, wanted)
         return self.after_attention(x, out)
 
     def before_attention(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +136,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeddings, layers and the final norm: (T,) -> (T, D)."""
+    """Embeddings, layers and the final norm: (T,) -> (T, D), or (M, D) of some tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -141,7 +145,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config)
 
-    def forward(self, input_ids: Tensor, packing: Packing) -> Tensor:
+    def forward(self, input_ids: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
         config = self.config
         head_dim = config.hidden_size // config.num_attention_heads
         context = Context(
@@ -151,9 +155,10 @@ class Encoder(nn.Module):
             local_rope=Rope.build(packing.positions, config.local_rope_theta, head_dim),
         )
         x = self.embeddings(input_ids)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, context)
-        return self.final_norm(x)
+        return self.final_norm(last(x, context, wanted))  # behind its attention no token needs another
 
 
 class PredictionHead(nn.Module):
@@ -196,8 +201,7 @@ class MmBertForMaskedLM(nn.Module):
         Returns:
             Logits (M, V), or (T, V).
         """
-        x = self.model(input_ids, packing)
-        return self.decoder(self.head(x if masked is None else x.index_select(0, masked)))
+        return self.decoder(self.head(self.model(input_ids, packing, masked)))
 
     def compile_layers(self) -> None:
         """Have torch.compile fuse what lies between the matrix products, before and after attention.
@@ -207,7 +211,8 @@ class MmBertForMaskedLM(nn.Module):
         """
         for layer in self.model.layers:
             layer.before_attention = torch.compile(layer.before_attention, dynamic=False)
-            layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
+            if layer is not self.model.layers[-1]:  # which has as many tokens there as are masked
+                layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
 
     def loss(self, input_ids: Tensor, packing: Packing, masked: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropies at the masked tokens, in fp32, without the logits of more than a chunk of them.
@@ -218,7 +223,7 @@ class MmBertForMaskedLM(nn.Module):
             input_ids, packing, masked: see `forward`.
             targets: (M,) the tokens that were there.
         """
-        hidden = self.head(self.model(input_ids, packing).index_select(0, masked))  # (M, D)
+        hidden = self.head(self.model(input_ids, packing, masked))  # (M, D)
         return linear_cross_entropy(hidden, self.decoder.weight, self.decoder.bias, targets)
 
 

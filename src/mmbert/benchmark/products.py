@@ -21,7 +21,9 @@ def bare_products(
     Args:
         microbatches: of ours; `input_ids` (T,) and `targets` (M,) give the rows.
     """
-    layers = [part.weight for part in encoder.model.modules() if isinstance(part, nn.Linear)]
+    last = encoder.model.layers[-1]
+    of_masked = (last.attn.Wo, last.mlp.Wi, last.mlp.Wo, encoder.head.dense)
+    of_all = [part for part in encoder.model.modules() if isinstance(part, nn.Linear) and part not in of_masked]
     vocabulary = encoder.decoder.weight
     device = vocabulary.device
 
@@ -36,8 +38,8 @@ def bare_products(
     work: list[tuple[Tensor, Tensor, Tensor]] = []
     for microbatch in microbatches:
         num_tokens, num_masked = len(microbatch["input_ids"]), len(microbatch["targets"])
-        work += [operands(weight, num_tokens) for weight in layers]
-        work.append(operands(encoder.head.dense.weight, num_masked))
+        work += [operands(part.weight, num_tokens) for part in of_all]
+        work += [operands(part.weight, num_masked) for part in of_masked]
         chunk = rows_of_a_chunk(len(vocabulary), device.type)
         work += [operands(vocabulary, min(chunk, num_masked - start)) for start in range(0, num_masked, chunk)]
 
