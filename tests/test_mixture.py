@@ -106,3 +106,15 @@ def test_groups_get_their_shares_whatever_their_languages_have() -> None:
     ]
     shares = Plan(groups, np.array([10**6, 1, 1]), tokens, 10**9, 1000).token_shares([0.3, 0.3])
     assert shares == pytest.approx([0.75, 0.125, 0.125])
+
+
+@pytest.mark.parametrize("tau", [Schedule(0.7), Schedule(0.7, "linear", end=0.3)])
+def test_planned_tokens_are_those_of_the_periods_so_far(tau: Schedule) -> None:
+    plan = plan_of(power_law(40), tau, period_rows=100, duration=10**6)
+    first, second, third = islice(plan.mixtures(), 3)
+    halfway = third.start_tokens + third.tokens / 2
+    expected = first.tokens * first.token_shares + second.tokens * second.token_shares
+    expected += third.tokens / 2 * third.token_shares
+    assert plan.planned_tokens(int(halfway)) == pytest.approx(expected, rel=1e-4)
+    assert plan.planned_tokens(12_345).sum() == pytest.approx(12_345)
+    assert not plan.planned_tokens(0).any()

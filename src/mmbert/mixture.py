@@ -28,6 +28,24 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What a period is to hold.
+
+    Attributes:
+        start_tokens: tokens planned before it; what tau's schedule is read at.
+        tokens: planned in it.
+        token_shares: (S,) planned share of each stream in them, sum 1.
+        rows: (S,) of each stream, fractions and all.
+    """
+
+    start_tokens: float
+    tokens: float
+    taus: tuple[float, ...]
+    token_shares: Floats
+    rows: Floats
+
+
+@dataclass(frozen=True)
 class Period:
     """A stretch of `period_rows` rows with one constant mixture.
 
@@ -147,17 +165,11 @@ class Plan:
             shares[group.members] = group.share * group_shares(group, self.tokens[group.members], tau, self.duration)
         return shares
 
-    def periods(self) -> Iterator[Period]:
-        """The periods in order, without end.
-
-        What rounding leaves over in one period is carried into the next (error diffusion), so a stream's rows stay
-        within one row of the plan however many periods have passed.
-        """
+    def mixtures(self) -> Iterator[Mixture]:
+        """The mixture of every period, without end."""
         row_tokens = self.tokens / self.rows  # (S,) the last row of a small language is seldom full
-        carry = np.zeros(len(self.rows))
-        first = np.zeros(len(self.rows), dtype=np.int64)
         taus: tuple[float, ...] = ()
-        index, planned = 0, 0.0
+        planned = 0.0
         while True:
             new_taus = tuple(group.tau.value(int(planned), self.duration) for group in self.groups)
             if new_taus != taus:
@@ -166,11 +178,30 @@ class Plan:
                 row_shares = shares / row_tokens
                 row_shares /= row_shares.sum()
                 period_tokens = self.period_rows * float(row_shares @ row_tokens)
-            rates = self.period_rows * row_shares
-            wanted = rates + carry
-            taken = diffuse(wanted, rates, self.period_rows)
-            carry = wanted - taken
-            yield Period(index, int(planned), taus, shares, first, first + taken)
-            first = first + taken
-            index += 1
+            yield Mixture(planned, period_tokens, taus, shares, self.period_rows * row_shares)
             planned += period_tokens
+
+    def periods(self) -> Iterator[Period]:
+        """The periods in order, without end.
+
+        What rounding leaves over in one period is carried into the next (error diffusion), so a stream's rows stay
+        within one row of the plan however many periods have passed.
+        """
+        carry = np.zeros(len(self.rows))
+        first = np.zeros(len(self.rows), dtype=np.int64)
+        for index, mixture in enumerate(self.mixtures()):
+            wanted = mixture.rows + carry
+            taken = diffuse(wanted, mixture.rows, self.period_rows)
+            carry = wanted - taken
+            yield Period(index, int(mixture.start_tokens), mixture.taus, mixture.token_shares, first, first + taken)
+            first = first + taken
+
+    def planned_tokens(self, tokens: int) -> Floats:
+        """(S,) tokens of each stream in the first `tokens` of the phase."""
+        planned = np.zeros(len(self.rows))
+        for mixture in self.mixtures():
+            left = tokens - mixture.start_tokens
+            planned += min(left, mixture.tokens) * mixture.token_shares
+            if left <= mixture.tokens:
+                return planned
+        raise AssertionError("there is no last period")
