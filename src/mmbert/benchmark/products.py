@@ -21,9 +21,10 @@ def bare_products(
     Args:
         microbatches: of ours; `input_ids` (T,) and `targets` (M,) give the rows.
     """
-    last = encoder.model.layers[-1]
-    of_masked = (last.attn.Wo, last.mlp.Wi, last.mlp.Wo, encoder.head.dense)
-    of_all = [part for part in encoder.model.modules() if isinstance(part, nn.Linear) and part not in of_masked]
+    linear = {name: part for name, part in encoder.model.named_modules() if isinstance(part, nn.Linear)}
+    behind = tuple(f"layers.{len(encoder.model.layers) - 1}.{part}" for part in ("attn.Wo", "mlp.Wi", "mlp.Wo"))
+    of_all = [part for name, part in linear.items() if name not in behind]
+    of_masked = [*(linear[name] for name in behind), encoder.head.dense]
     vocabulary = encoder.decoder.weight
     device = vocabulary.device
 
