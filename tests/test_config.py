@@ -61,6 +61,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("mask_rate={kind: linear}", "missing key mask_rate.start"),
         ("mask_rate=1.5", "must lie between 0 and 1"),
         ("data.mixture.declaration.tau=-1", "data.mixture.declaration.tau"),
+        ("data.mixture.declaration.floor=0", "data.mixture.declaration.floor = 0 must lie above 0 and not above 1"),
         ("data.mixture.declaration.share=0.5", "the shares sum to 0.5, not 1: declaration 0.5"),
         ("learning_rate.warmup=1T", "exceed duration"),
         ("learning_rate.shape=one_minus_sqrt", "neither `warmup` nor `decay`"),

@@ -61,7 +61,7 @@ def test_a_manifest_of_another_format_is_refused(stream: Path):
 
 
 def test_a_missing_language_names_the_nearest_one(stream: Path):
-    with pytest.raises(FileNotFoundError, match=r"xz does not exist; did you mean xx\?"):
+    with pytest.raises(FileNotFoundError, match=r"xz does not exist; did you mean xx\? .*prepare, or leave xz out"):
         read_manifest(stream.with_name("xz"))
     (stream / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):

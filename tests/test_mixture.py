@@ -1,10 +1,11 @@
 """Shares and row counts of languages against closed forms and invariants."""
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from mmbert.mixture import Group, Plan, cap_shares, diffuse, temperature_shares
+from mmbert.mixture import Group, Plan, bounded_shares, diffuse, group_shares, smallest, temperature_shares
 from mmbert.schedules import Schedule
 
 
@@ -26,16 +27,70 @@ def test_temperature_shares_are_their_formula(tau: float) -> None:
 
 
 def test_capped_shares_never_exceed_their_caps_and_keep_the_others_ratios() -> None:
-    shares = cap_shares(np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.2, 1.0, 1.0, 0.06]))
+    shares = bounded_shares(np.array([0.5, 0.3, 0.15, 0.05]), np.zeros(4), np.array([0.2, 1.0, 1.0, 0.06]))
     assert shares.sum() == pytest.approx(1.0)
     assert shares[0] == pytest.approx(0.2)
     assert shares[3] == pytest.approx(0.06)  # the first cap's excess pushes the last over its own
     assert shares[1] / shares[2] == pytest.approx(2.0)
 
 
-def test_caps_that_cannot_be_met_are_refused() -> None:
+def test_raised_shares_never_fall_below_their_floors_and_keep_the_others_ratios() -> None:
+    shares = bounded_shares(np.array([0.6, 0.28, 0.1, 0.02]), np.array([0.0, 0.0, 0.1, 0.1]), np.ones(4))
+    assert shares == pytest.approx([0.8 * 60 / 88, 0.8 * 28 / 88, 0.1, 0.1])  # the last pulls the third to its floor
+
+
+@pytest.mark.parametrize("floor, cap, expected", [
+    (0.1, 0.5, [0.5, 0.25, 0.15, 0.1]),  # the cap cuts 0.1 off and the floor needs 0.05: x rises to 1.25
+    (0.2, 0.55, [0.4, 0.2, 0.2, 0.2]),  # the cap cuts 0.05 off and the floor needs 0.31: x falls, and nobody is capped
+    (0.25, 0.25, [0.25] * 4),
+])  # fmt: skip
+def test_floor_and_cap_together_have_their_closed_form(floor: float, cap: float, expected: list[float]) -> None:
+    shares = bounded_shares(np.array([0.6, 0.2, 0.12, 0.08]), np.full(4, floor), np.full(4, cap))
+    assert shares == pytest.approx(expected)
+
+
+def test_bounded_shares_are_the_scaled_shares_clipped_with_the_one_scale_that_sums_to_1() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        size = int(rng.integers(2, 60))
+        shares = rng.dirichlet(np.full(size, 0.3)) + 1e-9
+        shares /= shares.sum()
+        floors = rng.uniform(0, 1, size) * rng.uniform(0, 1) / size
+        caps = floors + rng.exponential(2.0 / size, size)
+        caps *= max(1.0, 1.01 / caps.sum())
+        low, high = 0.0, 1e12
+        for _ in range(200):  # a bisection of x
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.clip(middle * shares, floors, caps).sum() < 1.0 else (low, middle)
+        assert bounded_shares(shares, floors, caps) == pytest.approx(np.clip(low * shares, floors, caps), abs=1e-9)
+
+
+def test_bounds_that_cannot_be_met_are_refused() -> None:
     with pytest.raises(ValueError, match=r"90\.0%"):
-        cap_shares(np.array([0.5, 0.5]), np.array([0.4, 0.5]))
+        bounded_shares(np.array([0.5, 0.5]), np.zeros(2), np.array([0.4, 0.5]))
+    with pytest.raises(ValueError, match=r"120\.0%"):
+        bounded_shares(np.array([0.5, 0.5]), np.full(2, 0.6), np.ones(2))
+
+
+def unimax(sizes: list[int], budget: float, most_epochs: float) -> list[float]:
+    """Tokens of each language by the algorithm of Chung et al. 2023, arXiv:2304.09151, as its authors state it.
+
+    From the smallest language to the largest: an even part of the budget that is left, or `most_epochs` of it.
+    """
+    given, left = [0.0] * len(sizes), budget
+    for done, language in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        given[language] = min(left / (len(sizes) - done), most_epochs * sizes[language])
+        left -= given[language]
+    return given
+
+
+@pytest.mark.parametrize("most_epochs", [1.0, 5.0, 1e6])
+def test_tau_0_with_max_repeats_is_unimax(most_epochs: float) -> None:
+    tokens, duration = power_law(300), 10**8
+    shares = group_shares(Group("all", 0.25, Schedule(0.0), most_epochs, np.arange(300)), tokens, 0.0, duration)
+    given = unimax(tokens.tolist(), 0.25 * duration, most_epochs)
+    assert shares * 0.25 * duration == pytest.approx(given)
+    assert (most_epochs == 1e6) == (max(given) == pytest.approx(min(given)))
 
 
 @pytest.mark.parametrize("wanted", [[0.4, 0.4, 0.2], [-0.9, 1.5, 3.4], [2.0, 2.0, 0.0], [-0.5, -0.4, 1.9]])
@@ -44,6 +99,13 @@ def test_rounding_keeps_the_sum_and_no_number_falls_below_zero(wanted: list[floa
     rounded = diffuse(np.array(wanted), np.ones(len(wanted)), total)
     assert rounded.sum() == total
     assert rounded.min() >= 0
+
+
+def test_the_smallest_are_those_of_a_stable_sort() -> None:
+    values = np.random.default_rng(0).integers(0, 20, 200).astype(np.float64)
+    values[::7] = np.inf
+    for number in (0, 1, 30, 171, 200):
+        assert sorted(smallest(values, number)) == sorted(np.argsort(values, kind="stable")[:number])
 
 
 @pytest.mark.fault(21)
@@ -96,6 +158,35 @@ def test_a_cap_that_the_languages_cannot_fill_is_refused_with_the_arithmetic() -
     plan = Plan([group], np.array([1, 1]), np.array([100, 100]), 10_000, 10)
     with pytest.raises(ValueError, match=r"small: share 0\.25 of 10,000 tokens is 2,500.*have 200.*at least 12\.50"):
         plan.token_shares([0.3])
+
+
+def test_no_language_gets_less_than_the_floor_of_its_group() -> None:
+    tokens = power_law(500)
+    group = Group("all", 0.5, Schedule(1.0), 50.0, np.arange(500), floor=1e-4)
+    rest = Group("rest", 0.5, Schedule(1.0), None, np.array([500]))
+    plan = Plan([group, rest], np.full(501, 1000), np.append(tokens, 10**6), 10**8, 10_000)
+    shares = plan.token_shares([1.0, 1.0])
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares[:500].min() == pytest.approx(0.5e-4)
+    free = shares[:500] > 0.5e-4 * (1 + 1e-9)
+    assert 0 < free.sum() < 500
+    assert shares[:500][free] / tokens[free] == pytest.approx(np.full(free.sum(), shares[0] / tokens[0]))
+
+
+@pytest.mark.parametrize("floor, max_repeats, words", [
+    (0.3, None, r"many: floor 0\.3 for each of 4 languages is 1\.20 of the group, and there is 1; .* at most 0\.25$"),
+    (0.3, 2.0, r"many: floor 0\.3 for each of 4 languages is 1\.20"),
+    (0.1, 2.0, r"floor 0\.1 is more than max_repeats 2 allows to 2 of 4 languages, xho first: 0\.0267 of the group; "
+               r"lower the floor to at most 0\.0266, raise max_repeats, or leave them out$"),
+])  # fmt: skip
+def test_a_floor_that_cannot_be_met_is_refused_with_the_arithmetic(
+    floor: float, max_repeats: float | None, words: str
+) -> None:
+    tokens = np.array([90_000, 300, 100, 50_000])
+    group = Group("many", 0.75, Schedule(0.3), max_repeats, np.arange(4), floor, ["rus", "sin", "xho", "deu"])
+    with pytest.raises(ValueError, match=words):
+        group_shares(group, tokens, 0.3, 10_000)
+    assert group_shares(replace(group, floor=0.0266), tokens, 0.3, 10_000).min() >= 0.0266 * (1 - 1e-9)
 
 
 def test_groups_get_their_shares_whatever_their_languages_have() -> None:

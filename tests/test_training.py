@@ -193,7 +193,10 @@ def refusals(corpus: Corpus, folder: Path) -> dict[str, tuple[list[str], list[st
     other = folder / "other-tokenizer"
     return {
         "missing shard folder": ([phase1, "data.root=/nowhere"], ["/nowhere", "does not exist"]),
-        "unknown language": ([phase1, "data.mixture.large.languages=[laa, lax]"], ["lax", "did you mean"]),
+        "unknown language": (
+            [phase1, "data.mixture.large.languages=[laa, lax]"],
+            ["invented/lax does not exist; did you mean", "or leave lax out"],
+        ),
         "language listed twice": ([phase1, "data.mixture.large.languages=[laa, laa]"], ["listed twice: laa"]),
         "no language": ([phase1, "data.mixture.large.languages=[]"], ["data.mixture.large.languages", "no language"]),
         "missing list": ([phase1, "data.mixture.large.languages=[no.txt]"], ["no such file: no.txt"]),
@@ -203,6 +206,11 @@ def refusals(corpus: Corpus, folder: Path) -> dict[str, tuple[list[str], list[st
         "too small a vocabulary": ([phase1, "model.vocab_size=100"], ["model.vocab_size = 100", "512"]),
         "output that is a file": ([phase1, f"run_root={phase1}"], [phase1]),
         "caps that cannot be met": ([phase1, "data.mixture.large.max_repeats=0.01"], ["raise max_repeats to at least"]),
+        "too high a floor": ([phase1, "data.mixture.large.floor=0.6"], ["floor 0.6 for each of 2 languages is 1.20"]),
+        "a floor above a cap": (
+            [phase1, "data.mixture.large={floor: 0.49, max_repeats: 0.94}"],
+            ["max_repeats 0.94 allows to 1 of 2 languages, laa first", "lower the floor to at most"],
+        ),
         "unknown key": ([phase1, "mask_rat=0.1"], ["did you mean mask_rate?"]),
         "missing file": ([str(folder / "phase9.yaml")], ["no such configuration"]),
     }

@@ -82,6 +82,7 @@ class GroupConfig:
         tau: within the group, tokens of a language are proportional to (tokens it has)^tau.
         max_repeats: most times that any language of the group may be seen in the phase; the rest of the group
             takes what this frees.
+        floor: least fraction of the group's tokens that each of its languages gets; the rest of the group gives it.
     """
 
     source: str
@@ -89,6 +90,7 @@ class GroupConfig:
     share: float
     tau: ScheduleOf = field(default_factory=lambda: Schedule(1.0))
     max_repeats: float | None = None
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,8 @@ def check_run(config: RunConfig) -> None:
     for name, group in groups.items():
         if min(group.tau.values()) < 0:
             raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
+        if group.floor is not None and not 0.0 < group.floor <= 1.0:
+            raise ValueError(f"data.mixture.{name}.floor = {group.floor:g} must lie above 0 and not above 1")
     total = sum(group.share for group in groups.values())
     if abs(total - 1.0) > 1e-6:
         shares = " + ".join(f"{name} {group.share:g}" for name, group in groups.items())

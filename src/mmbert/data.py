@@ -84,14 +84,14 @@ class PhaseData:
         groups = []
         for name, group in sorted(config.data.groups().items()):  # sorted, so that their order in files means nothing
             key = f"data.mixture.{name}"
-            start = len(names)
-            for language in sorted(read_languages(group.languages, key)):
+            start, languages = len(names), sorted(read_languages(group.languages, key))
+            for language in languages:
                 stream = f"{group.source}/{language}"
                 if stream in names:
                     raise ValueError(f"{key}: {stream} stands in two groups; a stream belongs to one")
                 names[stream] = stream_folder(Path(config.data.root), "train", group.source, language)
             members = np.arange(start, len(names))
-            groups.append(Group(name, group.share, group.tau, group.max_repeats, members))
+            groups.append(Group(name, group.share, group.tau, group.max_repeats, members, group.floor, languages))
         manifests = tuple(
             check_stream(folder, config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
             for folder in names.values()

@@ -234,5 +234,5 @@ def _missing(folder: Path) -> str:
         return f"{folder} does not exist, nor does {folder.parent}: check the path, or make it with data_prep.prepare"
     siblings = sorted(path.name for path in folder.parent.iterdir() if not path.name.startswith("."))
     nearest = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.0)
-    there = f"did you mean {nearest[0]}?" if nearest else f"{folder.parent} is empty"
-    return f"{folder} does not exist; {there}"
+    there = f"did you mean {nearest[0]}?" if nearest else f"{folder.parent} is empty."
+    return f"{folder} does not exist; {there} Make it with data_prep.prepare, or leave {folder.name} out"

@@ -6,6 +6,7 @@ to size, tau = 0 is uniform, and a falling tau moves tokens from large languages
 """
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil, floor, log10
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,21 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Group:
-    """One row of the mixture table; `members` are indices into the phase's streams."""
+    """One row of the mixture table.
+
+    Attributes:
+        members: indices into the phase's streams.
+        floor: least share of the group's tokens that each member gets.
+        languages: what a refusal calls the members; their numbers where it is empty.
+    """
 
     name: str
     share: float
     tau: Schedule
     max_repeats: float | None
     members: Integers
+    floor: float | None = None
+    languages: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -69,51 +78,106 @@ def temperature_shares(sizes: Floats, tau: float) -> Floats:
     return weights / weights.sum()
 
 
-def cap_shares(shares: Floats, caps: Floats) -> Floats:
-    """Water-filling: no share above its cap, the excess goes to the others in proportion to their shares.
+def bounded_shares(shares: Floats, floors: Floats, caps: Floats) -> Floats:
+    """Water-filling: clip(x * shares, floors, caps) with the one x for which they sum to 1.
+
+    What the caps cut off goes to the others in proportion to their shares, and what the floors need comes from them.
+    When the floors need more than the caps cut off, x must fall: who is below its floor now stays at it for good. When
+    the caps cut off more, x must rise, and who is above its cap stays at that.
 
     Args:
         shares: (S,) sum 1.
-        caps: (S,) highest share allowed to each.
+        floors, caps: (S,) lowest and highest share allowed to each, floors <= caps.
 
     Raises:
-        ValueError: the caps sum to less than 1.
+        ValueError: the caps sum to less than 1, or the floors to more.
+
+    Source:
+        The loop of CSS Flexible Box Layout, section 9.7, "Resolving flexible lengths".
     """
     if caps.sum() < 1.0:
         raise ValueError(f"the caps allow only {caps.sum():.1%} of what is asked for")
-    capped = np.zeros(len(shares), dtype=bool)
+    if floors.sum() > 1.0 + 1e-9:
+        raise ValueError(f"the floors ask for {floors.sum():.1%} of what there is")
+    settled = np.zeros(len(shares), dtype=bool)
     result = shares
-    while (over := (result > caps) & ~capped).any():
-        capped |= over
-        free = ~capped
-        left = 1.0 - caps[capped].sum()
-        result = np.where(capped, caps, 0.0)
-        result[free] = shares[free] * (left / shares[free].sum()) if free.any() else 0.0
+    while (((result < floors) | (result > caps)) & ~settled).any():
+        bounded = np.clip(result, floors, caps)
+        broken = result < floors if (bounded - result).sum() > 0.0 else result > caps
+        settled |= broken
+        free = ~settled
+        bounded = np.where(settled, bounded, 0.0)
+        left = 1.0 - bounded[settled].sum()
+        bounded[free] = shares[free] * (left / shares[free].sum()) if free.any() else 0.0
+        result = bounded
     return result
 
 
+def check_floor(group: Group, caps: Floats) -> None:
+    """Refuse a floor that the group's languages cannot all have.
+
+    Args:
+        caps: (members,) the highest share that `max_repeats` allows to each.
+
+    Raises:
+        ValueError: gives the arithmetic, and the highest floor that would do.
+    """
+    assert group.floor is not None
+    key, number = f"data.mixture.{group.name}: floor {group.floor:g}", len(caps)
+    if group.floor * number > 1.0 + 1e-9:
+        raise ValueError(
+            f"{key} for each of {number:,} languages is {group.floor * number:.2f} of the group, and there is 1; lower "
+            f"it to at most {rounded_down(1 / number)}"
+        )
+    if (caps < group.floor).any():
+        least = int(caps.argmin())
+        raise ValueError(
+            f"{key} is more than max_repeats {group.max_repeats:g} allows to {int((caps < group.floor).sum()):,} of "
+            f"{number:,} languages, {(group.languages or range(number))[least]} first: {caps[least]:.3g} of the group; "
+            f"lower the floor to at most {rounded_down(caps[least])}, raise max_repeats, or leave them out"
+        )
+
+
+def rounded_down(value: float) -> str:
+    """Three digits, of which the last is not rounded up: what is allowed stays allowed."""
+    digits = 2 - floor(log10(value))
+    return f"{floor(value * 10.0**digits) / 10.0**digits:.3g}"
+
+
 def group_shares(group: Group, tokens: Integers, tau: float, duration: int) -> Floats:
-    """Shares of the group's own tokens, (members,), with no language seen more than `max_repeats` times.
+    """Shares of the group's own tokens, (members,): by tau, no language below `floor` or above `max_repeats` passes.
 
     Args:
         tokens: (members,) tokens each language has.
         duration: tokens of the whole phase.
 
     Raises:
-        ValueError: even at `max_repeats` all languages together cannot fill the group's share.
+        ValueError: even at `max_repeats` all languages together cannot fill the group's share, or a floor is too high.
     """
     shares = temperature_shares(tokens.astype(np.float64), tau)
-    if group.max_repeats is None:
+    if group.max_repeats is None and group.floor is None:
         return shares
     wanted = group.share * duration
-    try:
-        return cap_shares(shares, tokens * (group.max_repeats / wanted))
-    except ValueError:
+    caps = np.full(len(tokens), np.inf) if group.max_repeats is None else tokens * (group.max_repeats / wanted)
+    if group.max_repeats is not None and caps.sum() < 1.0:
+        least = ceil(100 * wanted / tokens.sum()) / 100
         raise ValueError(
             f"data.mixture.{group.name}: share {group.share:g} of {duration:,} tokens is {wanted:,.0f}, but its "
             f"languages have {tokens.sum():,} tokens, {tokens.sum() * group.max_repeats:,.0f} at max_repeats "
-            f"{group.max_repeats:g}; raise max_repeats to at least {wanted / tokens.sum():.2f}, or lower the share"
-        ) from None
+            f"{group.max_repeats:g}; raise max_repeats to at least {least:.2f}, or lower the share"
+        )
+    if group.floor is not None:
+        check_floor(group, caps)
+    return bounded_shares(shares, np.full(len(tokens), group.floor or 0.0), caps)
+
+
+def smallest(values: Floats, number: int) -> Integers:
+    """Indices of the `number` smallest values, of equal ones the first; a sort would take most of a resume's time."""
+    if number == 0:
+        return np.empty(0, dtype=np.int64)
+    limit = np.partition(values, number - 1)[number - 1]
+    below = np.flatnonzero(values < limit)
+    return np.concatenate([below, np.flatnonzero(values == limit)[: number - len(below)]])
 
 
 def diffuse(wanted: Floats, rates: Floats, total: int) -> Integers:
@@ -135,9 +199,9 @@ def diffuse(wanted: Floats, rates: Floats, total: int) -> Integers:
     short = total - int(rounded.sum())
     if short >= 0:
         due = np.where(remainder > 1e-9, (1.0 - remainder) / rates, np.inf)  # periods until a whole row is owed
-        rounded[np.argsort(due, kind="stable")[:short]] += 1
+        rounded[smallest(due, short)] += 1
     else:  # some were negative and were raised to 0: the smallest remainders pay, where there is something to take
-        rounded[np.argsort(np.where(rounded > 0, remainder, np.inf), kind="stable")[:-short]] -= 1
+        rounded[smallest(np.where(rounded > 0, remainder, np.inf), -short)] -= 1
     return rounded
 
 

@@ -88,6 +88,7 @@ CHANGED = {
     "data.mixture.large.languages=[laa]": "data.mixture.large.languages was ['laa', 'lab'], is ['laa']",
     "data.mixture.large.languages=[lab, laa]": "data.mixture.large.languages was ['laa', 'lab'], is ['lab', 'laa']",
     "data.mixture.large.max_repeats=100": "data.mixture.large.max_repeats was None, is 100.0",
+    "data.mixture.large.floor=0.1": "data.mixture.large.floor was None, is 0.1",
     "data.period_rows=48": "data.period_rows was 24, is 48",
     "mask_rate=0.2": "mask_rate.start was 0.3, is 0.2",
     "mask_rate={kind: linear, start: 0.3, end: 0.1}": "mask_rate.end was None, is 0.1",
