@@ -10,7 +10,7 @@ LAYERS = [
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
     {"config", "typed", "flops", "device_peaks"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
-    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},
+    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit", "scores"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
