@@ -4,6 +4,7 @@ from composer import Callback
 from callbacks.checkpointing import Checkpointing
 from callbacks.dropout_seed import DropoutSeed
 from callbacks.finite_steps import FiniteSteps
+from callbacks.language_scores import LanguageScores
 from callbacks.language_temperature import LanguageTemperature
 from callbacks.learning_rate import LearningRate
 from callbacks.liveness import Liveness
@@ -20,7 +21,8 @@ def build_callbacks(phase: Phase, request: StopRequest) -> list[Callback]:
     """The callbacks of a phase, in the order in which they see each event: the batch is counted after it is masked."""
     mixture, finite = LanguageTemperature(phase), FiniteSteps(phase)
     ledger = RunLedger(phase, mixture, finite)
-    checkpointing = Checkpointing(phase, mixture, ledger)
+    scores = LanguageScores(phase, mixture, finite, ledger)
+    checkpointing = Checkpointing(phase, mixture, ledger, scores)
     return [
         MaskRatio(phase),
         mixture,
@@ -28,6 +30,7 @@ def build_callbacks(phase: Phase, request: StopRequest) -> list[Callback]:
         DropoutSeed(phase),
         finite,
         ledger,
+        scores,
         SpikeRollback(phase, finite, ledger, checkpointing),
         Progress(phase),
         PlannedStop(phase, request, checkpointing),

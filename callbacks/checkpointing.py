@@ -5,6 +5,7 @@ from typing import Any
 
 from composer import Callback, Logger, State
 
+from callbacks.language_scores import LanguageScores
 from callbacks.language_temperature import LanguageTemperature
 from callbacks.run_ledger import RunLedger
 from mmbert.checkpoint import prune, save_checkpoint
@@ -35,9 +36,11 @@ class Checkpointing(Callback):
         seconds: how long the longest save took.
     """
 
-    def __init__(self, phase: Phase, mixture: LanguageTemperature, ledger: RunLedger) -> None:
+    def __init__(
+        self, phase: Phase, mixture: LanguageTemperature, ledger: RunLedger, scores: LanguageScores
+    ) -> None:
         self.phase, self.config, self.ranks = phase, phase.config, phase.ranks
-        self.mixture, self.ledger = mixture, ledger
+        self.mixture, self.ledger, self.scores = mixture, ledger, scores
         self.is_due = False
         self.seconds = 0.0
         self.failed_at: float | None = None  # the first failure of a series
@@ -57,6 +60,7 @@ class Checkpointing(Callback):
         self.is_due |= is_last or before // interval != now // interval
         while self.is_due:
             self.check_ranks_agree(state)
+            self.scores.gather()  # rank 0 alone describes them
             self.is_due = self.ranks.by_first(lambda: self.try_to_save(state)) != "saved"
             if not is_last:
                 return

@@ -69,6 +69,9 @@ def test_microbatches_are_whole_rows_and_lose_nothing(size: int) -> None:
     masked = [part["masked"] + start for part, start in zip(parts, starts[:-1], strict=True)]
     assert torch.cat(masked).tolist() == batch["masked"].tolist()
     assert [part["num_labels"] for part in parts] == [len(part["targets"]) for part in parts]
+    row_of = np.searchsorted(np.cumsum(batch["row_tokens"]), batch["masked"], side="right")
+    streams = torch.cat([part["label_streams"] for part in parts])
+    assert streams.tolist() == batch["row_streams"][row_of].tolist()
     assert [length for part in parts for length in part["lengths"]] == batch["lengths"].tolist()
 
 

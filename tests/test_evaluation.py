@@ -13,18 +13,9 @@ from transformers import BertConfig, ModernBertConfig, ModernBertForMaskedLM
 
 from data_prep.prepare import Settings, write_stream
 from mmbert.evaluation import bits_per_byte as program
-from mmbert.evaluation.fixed_masks import fixed_mask, mask_key, num_masked_tokens
-from mmbert.evaluation.heldout import HeldoutLanguage, split_row
-from mmbert.evaluation.scoring import (
-    MaskedDocument,
-    MaskingPlan,
-    batches_of_like_length,
-    bits_per_byte,
-    mask_documents,
-    masked_logits,
-    pad_batch,
-    score_languages,
-)
+from mmbert.evaluation.scoring import batches_of_like_length, masked_logits, pad_batch, score_languages
+from mmbert.fixed_masks import fixed_mask, mask_key, num_masked_tokens
+from mmbert.heldout import HeldoutLanguage, MaskedDocument, MaskingPlan, bits_per_byte, mask_documents, split_row
 from mmbert.packing import TokenIds, pack_documents
 from mmbert.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 

@@ -6,11 +6,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"schedules", "mixture", "row_order", "masking", "packing", "spikes"}
+    {"schedules", "mixture", "row_order", "masking", "packing", "spikes", "fixed_masks"}
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
     {"config", "typed", "flops", "device_peaks", "languages"},
-    {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
-    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},
+    {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "heldout", "checkpoint_files"},
+    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit", "scores", "validation"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}

@@ -24,7 +24,7 @@ def test_loss_and_gradients_are_torchs_whatever_the_chunk(chunk_rows: int) -> No
     hidden, weight, bias, targets = inputs(torch.float64)
     expected = reference(hidden, weight, bias, targets)
     gradients = torch.autograd.grad(3.0 * expected, (hidden, weight, bias))
-    loss = linear_cross_entropy(hidden, weight, bias, targets, chunk_rows)
+    loss = linear_cross_entropy(hidden, weight, bias, targets, chunk_rows).total
     assert loss.item() == pytest.approx(expected.item(), rel=1e-14)
     for own, theirs in zip(torch.autograd.grad(3.0 * loss, (hidden, weight, bias)), gradients, strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-12)
@@ -32,7 +32,7 @@ def test_loss_and_gradients_are_torchs_whatever_the_chunk(chunk_rows: int) -> No
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight, bias, targets = inputs(torch.float32)
-    loss = linear_cross_entropy(1e4 * hidden, weight, bias, targets)
+    loss = linear_cross_entropy(1e4 * hidden, weight, bias, targets).total
     assert loss.item() == pytest.approx(reference(1e4 * hidden, weight, bias, targets).item(), rel=1e-6)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, (hidden, weight, bias)))
 
@@ -40,7 +40,7 @@ def test_large_logits_do_not_overflow() -> None:
 def test_under_autocast_only_the_products_are_bf16() -> None:
     hidden, weight, bias, targets = inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = linear_cross_entropy(hidden, weight, bias, targets, 4)
+        loss = linear_cross_entropy(hidden, weight, bias, targets, 4).total
     assert loss.dtype == torch.float32
     gradients = torch.autograd.grad(loss, (hidden, weight, bias))
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
@@ -52,13 +52,28 @@ def test_under_autocast_only_the_products_are_bf16() -> None:
 def test_no_gradient_is_formed_where_none_is_wanted() -> None:
     hidden, weight, bias, targets = inputs(torch.float64)
     with torch.no_grad():
-        loss = linear_cross_entropy(hidden, weight, bias, targets, 4)
+        loss = linear_cross_entropy(hidden, weight, bias, targets, 4).total
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(reference(hidden, weight, bias, targets).item(), rel=1e-14)
 
 
 def test_a_batch_without_masked_tokens_has_no_loss_and_zero_gradients() -> None:
     hidden, weight, bias, targets = inputs(torch.float64)
-    loss = linear_cross_entropy(hidden[:0], weight, bias, targets[:0])
+    loss = linear_cross_entropy(hidden[:0], weight, bias, targets[:0]).total
     assert loss.item() == 0.0
     assert not torch.autograd.grad(loss, weight)[0].any()
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 64])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_every_token_has_its_own_loss_and_whether_it_was_predicted_right(chunk_rows: int, gradient: bool) -> None:
+    hidden, weight, bias, targets = inputs(torch.float64)
+    logits = F.linear(hidden, weight, bias).detach()
+    targets[::3] = logits.argmax(dim=1)[::3]
+    with torch.set_grad_enabled(gradient):
+        losses = linear_cross_entropy(hidden, weight, bias, targets, chunk_rows)
+    torch.testing.assert_close(losses.each, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-13, atol=1e-13)
+    assert losses.correct.tolist() == (logits.argmax(dim=1) == targets).tolist()
+    assert losses.total.item() == pytest.approx(losses.each.sum().item(), rel=1e-14)
+    assert losses.total.requires_grad == gradient
+    assert not losses.each.requires_grad

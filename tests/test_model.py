@@ -104,7 +104,7 @@ def test_logits_and_all_gradients_equal_transformers(
     expected_loss = F.cross_entropy(expected[masked], targets, reduction="sum")
     expected_loss.backward()
     assert_relatively_close(model(input_ids, packing), expected, "logits")
-    loss = model.loss(input_ids, packing, masked, targets)
+    loss = model.loss(input_ids, packing, masked, targets).total
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -140,7 +140,7 @@ def test_a_batch_without_masked_tokens_has_no_loss_and_no_gradient() -> None:
     model = build(SMALLEST)
     input_ids, packing, masked, targets = batch_of([20])
     assert model(input_ids, packing, masked[:0]).shape == (0, SMALLEST.vocab_size)
-    loss = model.loss(input_ids, packing, masked[:0], targets[:0])
+    loss = model.loss(input_ids, packing, masked[:0], targets[:0]).total
     loss.backward()
     assert loss.item() == 0.0
     assert not any(parameter.grad.any() for parameter in model.parameters())
@@ -153,7 +153,7 @@ def test_documents_of_padding_change_nothing() -> None:
     gradients = []
     for ids, places in ((input_ids, packing), (padded, Packing.from_lengths([50, 150, 200, 30], torch.device("cpu")))):
         model = build(SMALLEST)
-        model.loss(ids, places, masked, targets).backward()
+        model.loss(ids, places, masked, targets).total.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert_relatively_close(gradients[1][name], gradient, name)
@@ -233,7 +233,7 @@ def bf16_close_to_fp32(device: str) -> None:
     input_ids, packing, masked, targets = batch_of([1, 64, 129, 300], device)
 
     def loss_and_gradient() -> tuple[Tensor, Tensor]:
-        loss = model.loss(input_ids, packing, masked, targets) / len(targets)
+        loss = model.loss(input_ids, packing, masked, targets).total / len(targets)
         return loss.detach(), torch.autograd.grad(loss, model.model.layers[1].attn.Wqkv.weight)[0]
 
     loss, gradient = loss_and_gradient()

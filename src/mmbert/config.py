@@ -182,9 +182,14 @@ class SpikesConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """A line on the console every `interval_batches`; wandb when a project is named."""
+    """A line on the console every `interval_batches`; wandb when a project is named.
+
+    Attributes:
+        scores_interval_batches: steps between two looks at the loss and accuracy of every language.
+    """
 
     interval_batches: int = 10
+    scores_interval_batches: int = 100
     wandb_project: str | None = None
 
 
@@ -293,6 +298,8 @@ def check_limits(config: RunConfig) -> None:
         "checkpoint.keep_every": config.checkpoint.keep_every,
         "max_minutes": config.max_minutes,
         "hang_minutes": config.hang_minutes,
+        "logging.interval_batches": config.logging.interval_batches,
+        "logging.scores_interval_batches": config.logging.scores_interval_batches,
     }
     for key, value in positive.items():
         if value is not None and value <= 0:

@@ -270,15 +270,18 @@ class Microbatches:
         """Microbatches of `microbatch_size` rows; the last may have fewer.
 
         Returns:
-            Of each: input_ids (T,) int32, masked (M,) and targets (M,) int64 as tensors, `lengths` as a list,
-            `max_seqlen`, `num_labels`, and the `row_…` of its rows.
+            Of each: input_ids (T,) int32, and masked, targets and label_streams, the stream of each masked token, (M,)
+            int64, as tensors; `lengths` as a list, `max_seqlen`, `num_labels`, and the `row_…` of its rows.
         """
         size, rows = int(microbatch_size), len(batch["row_tokens"])
+        return self.at(batch, [range(first, min(first + size, rows)) for first in range(0, rows, size)])
+
+    def at(self, batch: Batch, parts: Sequence[range]) -> list[Batch]:
+        """The microbatches of these rows each; see `__call__`."""
         token = np.cumsum([0, *batch["row_tokens"]])
         document = np.cumsum([0, *batch["row_documents"]])
         label = np.searchsorted(batch["masked"], token)
-        return [self.cut(batch, range(first, min(first + size, rows)), token, document, label)
-                for first in range(0, rows, size)]  # fmt: skip
+        return [self.cut(batch, rows, token, document, label) for rows in parts]
 
     def cut(self, batch: Batch, rows: range, token: Integers, document: Integers, label: Integers) -> Batch:
         """The microbatch of these rows; (B + 1,) where each row's tokens, documents and labels begin and end."""
@@ -289,10 +292,12 @@ class Microbatches:
             input_ids = np.pad(input_ids, (0, missing), constant_values=self.pad_token_id)
             full, rest = divmod(missing, self.max_seqlen)
             lengths += [self.max_seqlen] * full + [rest] * (rest > 0)
+        labels_of_rows = np.diff(label[rows.start : rows.stop + 1])
         return {
             "input_ids": self.tensor(input_ids),
             "masked": self.tensor(batch["masked"][labels] - tokens.start),
             "targets": self.tensor(batch["targets"][labels]),
+            "label_streams": self.tensor(np.repeat(batch["row_streams"][rows.start : rows.stop], labels_of_rows)),
             "num_labels": int(labels.stop - labels.start),
             "lengths": lengths,
             "max_seqlen": self.max_seqlen,

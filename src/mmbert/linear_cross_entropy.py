@@ -8,7 +8,7 @@ Shapes: M masked tokens, D hidden size, V vocabulary size, C rows of a chunk.
 """
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,24 @@ of 512. On a GPU every chunk reads and writes the whole gradient of the weights.
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
+class Losses(NamedTuple):
+    """Of M tokens: the sum of their cross-entropies in nats, which alone has gradients, and each of them.
+
+    Attributes:
+        total: scalar.
+        each: (M,).
+        correct: (M,) bool, whether the target has the largest logit.
+    """
+
+    total: Tensor
+    each: Tensor
+    correct: Tensor
+
+
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk_rows: int | None = None
-) -> Tensor:
-    """Sum over M of -log softmax(hidden @ weight.T + bias)[target], in fp32.
+) -> Losses:
+    """-log softmax(hidden @ weight.T + bias)[target] of M tokens and their sum, in fp32.
 
     The products run in autocast's dtype where autocast is on; softmax, sums and the gradient of the weights in fp32.
 
@@ -39,7 +53,7 @@ def linear_cross_entropy(
     wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, weight, bias))
     with torch.autocast(device, enabled=False):
         if wants_gradient:
-            return _LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, chunk_rows)
+            return Losses(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, chunk_rows))
         return _forward(hidden, weight, bias, targets, dtype, chunk_rows, None)
 
 
@@ -54,10 +68,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, chunk_rows: int
-    ) -> Tensor:
+    ) -> Losses:
         gradients = (torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias))
         ctx.save_for_backward(*gradients)
-        return _forward(hidden, weight, bias, targets, dtype, chunk_rows, gradients)
+        losses = _forward(hidden, weight, bias, targets, dtype, chunk_rows, gradients)
+        ctx.mark_non_differentiable(losses.each, losses.correct)
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -69,51 +85,57 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, dtype: torch.dtype, chunk_rows: int,
     gradients: Gradients | None,
-) -> Tensor:  # fmt: skip
-    """The loss; adds to `gradients` of hidden (which is overwritten), weight and bias, where they are given."""
+) -> Losses:  # fmt: skip
+    """The losses; adds to `gradients` of hidden (which is overwritten), weight and bias, where they are given."""
     wide = torch.promote_types(torch.float32, dtype)  # float64 in tests
     inputs, matrix = hidden.to(dtype), weight.to(dtype)
-    loss = torch.zeros((), dtype=wide, device=hidden.device)
+    total = torch.zeros((), dtype=wide, device=hidden.device)
+    each = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+    correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
     for start in range(0, len(hidden), chunk_rows):
-        rows, goals = inputs[start : start + chunk_rows], targets[start : start + chunk_rows]
+        chunk = slice(start, start + chunk_rows)
+        rows, goals = inputs[chunk], targets[chunk]
         logits = rows @ matrix.T  # (C, V)
         if gradients is None:
-            loss += _become_probabilities(logits.to(wide).add_(bias), goals)
-            continue
-        d_hidden, d_weight, d_bias = gradients
-        chunk_loss, d_logits, chunk_d_bias = _differentiate(hidden.device.type)(logits, bias, goals)
-        loss += chunk_loss
-        d_bias += chunk_d_bias
-        d_hidden[start : start + chunk_rows] = d_logits @ matrix
-        if dtype == d_weight.dtype:
-            d_weight.addmm_(d_logits.T, rows)
+            losses = _become_probabilities(logits.to(wide).add_(bias), goals)
         else:
-            d_weight += d_logits.T @ rows
-        del logits, d_logits  # or the next chunk's would come beside them
-    return loss
+            d_hidden, d_weight, d_bias = gradients
+            losses, d_logits, chunk_d_bias = _differentiate(hidden.device.type)(logits, bias, goals)
+            d_bias += chunk_d_bias
+            d_hidden[chunk] = d_logits @ matrix
+            if dtype == d_weight.dtype:
+                d_weight.addmm_(d_logits.T, rows)
+            else:
+                d_weight += d_logits.T @ rows
+            del d_logits
+        del logits  # or the next chunk's would come beside them
+        total += losses.total
+        each[chunk], correct[chunk] = losses.each, losses.correct
+    return Losses(total, each, correct)
 
 
 @cache
-def _differentiate(device: str) -> Callable[[Tensor, Tensor, Tensor], Gradients]:
+def _differentiate(device: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Losses, Tensor, Tensor]]:
     """`_loss_and_gradients`; on a GPU, where each of its operations would read the logits anew, as fused kernels."""
     return torch.compile(_loss_and_gradients, dynamic=True) if device == "cuda" else _loss_and_gradients
 
 
-def _loss_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> Gradients:
-    """Sum of the rows' losses, and its gradients with respect to logits (C, V), in their dtype, and bias (V,)."""
+def _loss_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:
+    """The rows' losses, and the gradients of their sum with respect to logits (C, V), in their dtype, and bias (V,)."""
     scores = logits.to(bias.dtype).add_(bias)
-    loss = _become_probabilities(scores, targets)
+    losses = _become_probabilities(scores, targets)
     # minus one at the target they are the gradient
     scores.scatter_add_(1, targets.unsqueeze(1), scores.new_full((len(targets), 1), -1.0))
-    return loss, scores.to(logits.dtype), scores.sum(dim=0)
+    return losses, scores.to(logits.dtype), scores.sum(dim=0)
 
 
-def _become_probabilities(scores: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the rows' losses; `scores` (C, V) become probabilities in place.
+def _become_probabilities(scores: Tensor, targets: Tensor) -> Losses:
+    """The rows' losses; `scores` (C, V) become probabilities in place.
 
     The largest probability of a row is 1 / sum(exp(score - largest score)): the log-sum-exp at no pass over the row.
     """
     largest, place = scores.max(dim=1, keepdim=True)  # (C, 1)
     chosen = scores.gather(1, targets.unsqueeze(1))
     torch.softmax(scores, dim=1, out=scores)
-    return (largest - scores.gather(1, place).log() - chosen).sum()
+    each = largest - scores.gather(1, place).log() - chosen
+    return Losses(each.sum(), each.squeeze(1), place.squeeze(1) == targets)

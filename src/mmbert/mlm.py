@@ -6,6 +6,7 @@ from composer.models import ComposerModel
 from torch import Tensor
 
 from mmbert.attention import Packing
+from mmbert.linear_cross_entropy import Losses
 from mmbert.model import MmBertForMaskedLM
 
 
@@ -21,17 +22,17 @@ class MaskedLM(ComposerModel):
         self.encoder = encoder
         self.precision = precision
 
-    def forward(self, batch: dict[str, Any]) -> Tensor:
-        """Sum of the cross-entropies at the M masked tokens. Here and not in `loss`, where DDP sees no gradients."""
+    def forward(self, batch: dict[str, Any]) -> Losses:
+        """Cross-entropies at the M masked tokens. Here and not in `loss`, where DDP sees no gradients."""
         input_ids = batch["input_ids"]
         packing = Packing.from_lengths(batch["lengths"], input_ids.device, batch["max_seqlen"])
         with torch.autocast(input_ids.device.type, dtype=torch.bfloat16, enabled=self.precision == "amp_bf16"):
             return self.encoder.loss(input_ids, packing, batch["masked"], batch["targets"])
 
-    def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
+    def loss(self, outputs: Losses, batch: dict[str, Any]) -> Tensor:
         """Mean over the M masked tokens; 0 where there are none.
 
         Composer weighs each microbatch by its masked tokens, so the sum over microbatches and ranks is the mean over
         all masked tokens of the global batch.
         """
-        return outputs / max(1, batch["num_labels"])
+        return outputs.total / max(1, batch["num_labels"])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmbert.attention import Kernel, Packing, Window, resolve_kernel, varlen_attention
 from mmbert.config import ModelConfig
-from mmbert.linear_cross_entropy import linear_cross_entropy
+from mmbert.linear_cross_entropy import Losses, linear_cross_entropy
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +214,8 @@ class MmBertForMaskedLM(nn.Module):
             if layer is not self.model.layers[-1]:  # which has as many tokens there as are masked
                 layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
 
-    def loss(self, input_ids: Tensor, packing: Packing, masked: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the cross-entropies at the masked tokens, in fp32, without the logits of more than a chunk of them.
+    def loss(self, input_ids: Tensor, packing: Packing, masked: Tensor, targets: Tensor) -> Losses:
+        """Cross-entropies at the masked tokens, in fp32, without the logits of more than a chunk of them.
 
         Only masked tokens reach the head: over all tokens it would be more than half of the work.
 

@@ -122,7 +122,7 @@ def our_candidate(
     shell, num_masked = MaskedLM(encoder, precision), documents.num_masked
     fill = documents.num_tokens / sum(len(microbatch["input_ids"]) for microbatch in cut)
     note = f"{len(cut)} microbatches of {rows} rows; {len(documents.rows['row_tokens'])} rows in all"
-    return Candidate(encoder, cut, lambda microbatch: shell(microbatch) / num_masked, fill, note)
+    return Candidate(encoder, cut, lambda microbatch: shell(microbatch).total / num_masked, fill, note)
 
 
 def huggingface_model(encoder: MmBertForMaskedLM, peer: Peer, device: torch.device) -> ModernBertForMaskedLM:

@@ -4,7 +4,6 @@ Every masked position shows <mask>. The 80/10/10 corruption of BERT regularises 
 reconstruction, where a token left in place would be read off and a random one would add noise of its own.
 """
 # B documents of a batch, L tokens of the longest, D hidden size, M masked tokens, V vocabulary
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,45 +15,15 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import ModernBertForMaskedLM
 
-from mmbert.evaluation.fixed_masks import fixed_mask, mask_key, maskable_positions
-from mmbert.evaluation.heldout import HeldoutLanguage
-from mmbert.packing import TokenIds
+from mmbert.heldout import (
+    HeldoutLanguage,
+    MaskedDocument,
+    MaskingPlan,
+    bits_per_byte,
+    mask_documents,
+    num_maskable_tokens,
+)
 from mmbert.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class MaskingPlan:
-    """How documents are masked; the same plan gives the same masks, always.
-
-    Attributes:
-        mask_rate: share of the maskable tokens of a document that one mask hides.
-        num_masks: masks of each document; each is scored on its own.
-    """
-
-    mask_rate: float
-    num_masks: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.mask_rate <= 1.0:
-            raise ValueError(f"--mask-rate {self.mask_rate} must lie in (0, 1]")
-        if self.num_masks < 1:
-            raise ValueError(f"--num-masks {self.num_masks} must be at least 1")
-
-
-@dataclass(frozen=True)
-class MaskedDocument:
-    """One document under one mask.
-
-    Attributes:
-        language: index of its language.
-        input_ids: (L,) as written.
-        masked: (M,) positions that the mask hides.
-    """
-
-    language: int
-    input_ids: TokenIds
-    masked: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -84,51 +53,6 @@ class LanguageScore:
     def accuracy(self) -> float:
         """Share of the masked tokens that the model predicts right."""
         return self.correct / self.masked_tokens
-
-
-def bits_per_byte(nll_per_token: float, num_tokens: int, text_bytes: int) -> float:
-    """Bits that a model needs for each byte of a text, at its mean loss per token.
-
-    Dividing by bytes takes the tokenizer out of the number, so that languages and vocabularies compare. A masked
-    model's loss is conditional on both sides, so this is a pseudo-likelihood: it orders models that share masks,
-    and is not the size of a compressed file.
-
-    Args:
-        nll_per_token: mean negative log-likelihood, in nats.
-        num_tokens: tokens of the text.
-        text_bytes: its UTF-8 bytes.
-
-    Source:
-        Gao et al. 2020 (The Pile), arXiv:2101.00027, section 3.1: BPB = (tokens / bytes) * loss / ln 2; for masked
-        models with the pseudo-log-likelihood of Salazar et al. 2020, arXiv:1910.14659, estimated from random masks.
-    """
-    return nll_per_token * num_tokens / text_bytes / math.log(2)
-
-
-def num_maskable_tokens(heldout: HeldoutLanguage, tokenizer: Tokenizer) -> int:
-    """Tokens of a language's text, special ones apart.
-
-    Raises:
-        ValueError: there are none, so the language has no bits per byte.
-    """
-    count = sum(len(maskable_positions(ids, tokenizer.special_token_ids)) for ids in heldout.documents)
-    if not count:
-        raise ValueError(f"the held-out text of {heldout.language} holds special tokens only; prepare it again")
-    return count
-
-
-def mask_documents(languages: list[HeldoutLanguage], tokenizer: Tokenizer, plan: MaskingPlan) -> list[MaskedDocument]:
-    """Every document under each of its masks; documents without a maskable token are left out."""
-    masked_documents = [
-        MaskedDocument(number, ids, fixed_mask(ids, tokenizer.special_token_ids, plan.mask_rate, key))
-        for number, heldout in enumerate(languages)
-        for document, ids in enumerate(heldout.documents)
-        for key in (
-            mask_key(plan.seed, heldout.language, document, mask_number, len(ids))
-            for mask_number in range(plan.num_masks)
-        )
-    ]
-    return [document for document in masked_documents if len(document.masked)]
 
 
 def batches_of_like_length(documents: list[MaskedDocument], batch_tokens: int) -> Iterator[list[MaskedDocument]]:

@@ -1,0 +1,165 @@
+"""Held-out documents of every language, from the shards that data preparation wrote, under masks that never change.
+
+Bits per byte in training (`validation.py`) and of converted models (`evaluation/`) are of the same documents and masks.
+"""
+# L tokens of one document, `<bos> … <eos>`; M of them masked
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmbert.fixed_masks import fixed_mask, mask_key, maskable_positions
+from mmbert.manifest import Manifest, check_stream, list_languages, read_manifest, stream_folder
+from mmbert.packing import TokenIds
+from mmbert.shards import LanguageShards
+from mmbert.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class HeldoutLanguage:
+    """The held-out split of one language.
+
+    Attributes:
+        documents: token ids of every document, (L,) each, `<bos> … <eos>`, in the order of the shards.
+        text_bytes: UTF-8 bytes of the text of all the documents; in proportion to tokens where it is not read whole.
+    """
+
+    language: str
+    documents: list[TokenIds]
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class MaskingPlan:
+    """How documents are masked; the same plan gives the same masks, always.
+
+    Attributes:
+        mask_rate: share of the maskable tokens of a document that one mask hides.
+        num_masks: masks of each document; each is scored on its own.
+    """
+
+    mask_rate: float
+    num_masks: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.mask_rate <= 1.0:
+            raise ValueError(f"--mask-rate {self.mask_rate} must lie in (0, 1]")
+        if self.num_masks < 1:
+            raise ValueError(f"--num-masks {self.num_masks} must be at least 1")
+
+
+@dataclass(frozen=True)
+class MaskedDocument:
+    """One document under one mask.
+
+    Attributes:
+        language: index of its language.
+        input_ids: (L,) as written.
+        masked: (M,) positions that the mask hides.
+    """
+
+    language: int
+    input_ids: TokenIds
+    masked: NDArray[np.int64]
+
+
+def check_heldout(
+    shards: Path, source: str, tokenizer: Tokenizer, languages: Sequence[str] | None = None
+) -> list[Manifest]:
+    """Manifest of every held-out language of `source`, its files checked.
+
+    Args:
+        languages: those that are wanted; None for all that are there.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no language, or one is damaged or has tokens of another tokenizer than
+            the model's.
+    """
+    languages = list_languages(shards, "heldout", source) if languages is None else languages
+    if not languages:
+        raise ValueError(f"{shards / 'heldout' / source} is empty; prepare the data, or fix --shards or --source")
+    folders = [stream_folder(shards, "heldout", source, language) for language in languages]
+    return [
+        # A row may have any length here: its documents are scored one by one.
+        check_stream(folder, read_manifest(folder).row_length, tokenizer.digest, tokenizer.vocab_size)
+        for folder in folders
+    ]
+
+
+def read_heldout(shards: Path, manifest: Manifest, most_rows: int | None = None) -> HeldoutLanguage:
+    """Read the documents of one held-out language.
+
+    Args:
+        most_rows: read the first so many; rows were shuffled when they were written. None for all.
+
+    Raises:
+        OSError, ValueError: a shard cannot be read, or is not what was written.
+    """
+    folder = stream_folder(shards, manifest.split, manifest.source, manifest.language)
+    num_rows = manifest.rows if most_rows is None else min(most_rows, manifest.rows)
+    rows = LanguageShards([folder], [manifest]).rows([(0, number) for number in range(num_rows)])
+    documents = [ids for row in rows for ids in split_row(row.input_ids, row.lengths)]
+    num_tokens = sum(len(ids) for ids in documents)
+    return HeldoutLanguage(manifest.language, documents, round(manifest.text_bytes * num_tokens / manifest.tokens))
+
+
+def split_row(input_ids: TokenIds, lengths: NDArray[np.uint16]) -> list[TokenIds]:
+    """Documents of one packed row: input_ids (sum of lengths,) -> one array for each length."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return np.split(input_ids, ends[:-1])
+
+
+def num_maskable_tokens(heldout: HeldoutLanguage, tokenizer: Tokenizer) -> int:
+    """Tokens of a language's text, special ones apart.
+
+    Raises:
+        ValueError: there are none, so the language has no bits per byte.
+    """
+    count = sum(len(maskable_positions(ids, tokenizer.special_token_ids)) for ids in heldout.documents)
+    if not count:
+        raise ValueError(f"the held-out text of {heldout.language} holds special tokens only; prepare it again")
+    return count
+
+
+def mask_documents(
+    languages: Sequence[HeldoutLanguage], tokenizer: Tokenizer, plan: MaskingPlan, part: slice = slice(None)
+) -> list[MaskedDocument]:
+    """Documents under each of their masks; those without a maskable token are left out.
+
+    Args:
+        part: which of all of them, in order; the others cost nothing.
+    """
+    keys = [
+        (number, ids, mask_key(plan.seed, heldout.language, document, mask_number, len(ids)))
+        for number, heldout in enumerate(languages)
+        for document, ids in enumerate(heldout.documents)
+        for mask_number in range(plan.num_masks)
+    ]
+    masked = [
+        MaskedDocument(number, ids, fixed_mask(ids, tokenizer.special_token_ids, plan.mask_rate, key))
+        for number, ids, key in keys[part]
+    ]
+    return [document for document in masked if len(document.masked)]
+
+
+def bits_per_byte(nll_per_token: float, num_tokens: int, text_bytes: int) -> float:
+    """Bits that a model needs for each byte of a text, at its mean loss per token.
+
+    Dividing by bytes takes the tokenizer out of the number, so that languages and vocabularies compare. A masked
+    model's loss is conditional on both sides, so this is a pseudo-likelihood: it orders models that share masks,
+    and is not the size of a compressed file.
+
+    Args:
+        nll_per_token: mean negative log-likelihood, in nats.
+        num_tokens: tokens of the text.
+        text_bytes: its UTF-8 bytes.
+
+    Source:
+        Gao et al. 2020 (The Pile), arXiv:2101.00027, section 3.1: BPB = (tokens / bytes) * loss / ln 2; for masked
+        models with the pseudo-log-likelihood of Salazar et al. 2020, arXiv:1910.14659, estimated from random masks.
+    """
+    return nll_per_token * num_tokens / text_bytes / math.log(2)
