@@ -1,7 +1,7 @@
 """The learning rate of every step, from the tokens trained on so far."""
 from composer import Callback, Logger, State
 
-from mmbert.optim import learning_rate_multiplier
+from mmbert.clock import learning_rate_multiplier
 from mmbert.trainer import Phase
 
 

@@ -18,10 +18,10 @@ from mmbert.data import (
     count_tokens,
     lay_end_to_end,
     read_ahead,
-    read_languages,
 )
 from mmbert.packing import Row
 from mmbert.ranks import Ranks
+from mmbert.streams import read_languages
 from mmbert.tokenizer import load_tokenizer
 from tests.conftest import Corpus
 from tests.training_runs import write_yamls

@@ -6,12 +6,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"schedules", "mixture", "row_order", "masking", "packing", "spikes", "fixed_masks"}
+    {"schedules", "mixture", "row_order", "masking", "packing", "spikes", "head_chunks", "fixed_masks"}
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
-    {"config", "typed", "flops", "device_peaks", "languages"},
+    {"config", "typed", "flops", "device_peaks", "clock", "streams", "identity", "languages", "page_style"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "heldout", "checkpoint_files"},
     {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit", "scores", "validation"},
-    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"},
+    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
+    | {"plan"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

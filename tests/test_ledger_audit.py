@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from mmbert.checkpoint import newest_checkpoint, save_checkpoint
+from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig, load_config
-from mmbert.data import PhaseData, batch_sizes
+from mmbert.data import PhaseData
 from mmbert.ledger import Event, Ledger, RunHistory, StepRecord, read_ledger
 from mmbert.ledger_audit import audit, extra_rows, main, planned_places, replay, rolled_back
 from mmbert.mixture import Group, Plan

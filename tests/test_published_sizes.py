@@ -8,8 +8,8 @@ import pytest
 
 from data_prep.published_sizes import fineweb2_bytes, stream_sizes, tokens_per_byte
 from mmbert.config import load_config
-from mmbert.data import read_languages
 from mmbert.recipe_table import BASE, SMALL
+from mmbert.streams import read_languages
 from mmbert.tokenizer import load_tokenizer
 from tests.conftest import Corpus
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from mmbert.clock import batch_sizes, learning_rate_multiplier
 from mmbert.config import RunConfig, load_config, read_yaml
-from mmbert.data import batch_sizes, read_languages
 from mmbert.mixture import temperature_shares
 from mmbert.model import MmBertForMaskedLM
-from mmbert.optim import learning_rate_multiplier
 from mmbert.recipe_table import BASE, SMALL, languages, recipe
+from mmbert.streams import read_languages
 
 YAMLS = sorted(str(path) for path in Path("yamls").rglob("*.yaml"))
 FRAGMENTS = {

@@ -17,6 +17,7 @@ from composer.core import DataSpec
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig
 from mmbert.manifest import Manifest, check_stream, stream_folder
 from mmbert.mixture import Group, Integers, Plan
@@ -27,34 +28,12 @@ from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
 from mmbert.shards import LanguageShards
 from mmbert.stop_request import ASKED_BY
+from mmbert.streams import mixture_streams
 from mmbert.tokenizer import Tokenizer
 from mmbert.watchdog import dump_on_request
 
 Batch = dict[str, Any]
 Place = tuple[int, int, int]  # position in the phase, stream, row in the stream
-
-
-def read_languages(entries: Sequence[str], key: str) -> list[str]:
-    """Language codes; an entry that ends in `.txt` is a file with one code a line and `#` comments.
-
-    Raises:
-        FileNotFoundError: a file does not exist.
-        ValueError: no language, or one twice.
-    """
-    codes: list[str] = []
-    for entry in entries:
-        path = Path(entry)
-        if path.suffix != ".txt":
-            codes.append(entry)
-        elif path.is_file():
-            lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-            codes += [code for code in lines if code]
-        else:
-            raise FileNotFoundError(f"{key}.languages: no such file: {path}")
-    twice = sorted({code for code in codes if codes.count(code) > 1})
-    if twice or not codes:
-        raise ValueError(f"{key}.languages: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")
-    return codes
 
 
 @dataclass(frozen=True)
@@ -80,23 +59,14 @@ class PhaseData:
             FileNotFoundError, ValueError: a stream is missing, empty, listed twice, or was made with another tokenizer
                 or row length.
         """
-        names: dict[str, Path] = {}
-        groups = []
-        for name, group in sorted(config.data.groups().items()):  # sorted, so that their order in files means nothing
-            key = f"data.mixture.{name}"
-            start, languages = len(names), sorted(read_languages(group.languages, key))
-            for language in languages:
-                stream = f"{group.source}/{language}"
-                if stream in names:
-                    raise ValueError(f"{key}: {stream} stands in two groups; a stream belongs to one")
-                names[stream] = stream_folder(Path(config.data.root), "train", group.source, language)
-            members = np.arange(start, len(names))
-            groups.append(Group(name, group.share, group.tau, group.max_repeats, members, group.floor, languages))
+        streams, groups = mixture_streams(config)
+        root = Path(config.data.root)
+        folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
         manifests = tuple(
             check_stream(folder, config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
-            for folder in names.values()
+            for folder in folders
         )
-        return cls(tuple(names), tuple(names.values()), manifests, tuple(groups))
+        return cls(tuple(map("/".join, streams)), folders, manifests, groups)
 
     def plan(self, config: RunConfig) -> Plan:
         """The rows that every stream gives in every period of the phase."""
@@ -114,14 +84,6 @@ class PhaseData:
     def digests(self) -> dict[str, str]:
         """Digest of every stream's manifest, by name: what a resumed run compares."""
         return {name: manifest.digest for name, manifest in zip(self.names, self.manifests, strict=True)}
-
-
-def batch_sizes(config: RunConfig) -> BatchSizes:
-    """Rows of every global batch; the warm-up counts a row as `max_seq_len` tokens."""
-    final, warmup = config.global_train_batch_size, config.batch_size_warmup
-    if warmup is None:
-        return BatchSizes([0], [final])
-    return BatchSizes.build(final, warmup.start, warmup.tokens // config.max_seq_len)
 
 
 class PackedRows(Dataset):

@@ -24,3 +24,17 @@ def peak_flops(device_name: str) -> float | None:
     """
     name = device_name.removeprefix("NVIDIA").strip()
     return next((peak for pattern, peak in DENSE_BF16.items() if re.fullmatch(pattern, name)), None)
+
+
+GIGABYTES = {r"H100 NVL": 94, r"H200.*": 141}
+"""Of memory, by the vendor's data sheets, where the name does not say it; H100 have 80 otherwise."""
+
+
+def memory_bytes(device_name: str) -> int | None:
+    """Memory of a GPU by its name; None for a device that is not in the table."""
+    name = device_name.removeprefix("NVIDIA").strip()
+    if peak_flops(name) is None:
+        return None
+    named = re.search(r"(\d+)GB", name)
+    listed = (size for pattern, size in GIGABYTES.items() if re.fullmatch(pattern, name))
+    return (int(named[1]) if named else next(listed, 80)) * 10**9

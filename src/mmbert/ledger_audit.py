@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from mmbert.atomic import write_file
 from mmbert.checkpoint import newest_checkpoint, read_state
+from mmbert.clock import batch_sizes
 from mmbert.command import errors_in_one_line
 from mmbert.config import RunConfig
-from mmbert.data import PhaseData, batch_sizes
+from mmbert.data import PhaseData
 from mmbert.ledger import RunHistory, StepRecord, read_ledger
 from mmbert.masking import UInt64
 from mmbert.mixture import Group, Integers

@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**32}
-"""Of a chunk's logits, in fp32. Products of few rows are slow on a CPU: 128 rows of 16,384 entries took twice the time
-of 512. On a GPU every chunk reads and writes the whole gradient of the weights."""
+from mmbert.head_chunks import rows_of_a_chunk
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -55,11 +53,6 @@ def linear_cross_entropy(
         if wants_gradient:
             return Losses(*_LinearCrossEntropy.apply(hidden, weight, bias, targets, dtype, chunk_rows))
         return _forward(hidden, weight, bias, targets, dtype, chunk_rows, None)
-
-
-def rows_of_a_chunk(vocab_size: int, device: str) -> int:
-    """C for a vocabulary on a type of device."""
-    return max(1, CHUNK_BYTES[device] // (4 * vocab_size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -5,8 +5,7 @@ from typing import Any
 import optimi
 from torch import Tensor, nn
 
-from mmbert.config import LearningRateConfig, OptimizerConfig
-from mmbert.schedules import one_minus_sqrt, warmup_stable_decay
+from mmbert.config import OptimizerConfig
 
 
 class StableAdamW(optimi.StableAdamW):
@@ -53,10 +52,3 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, on_gpu: bool) -> 
         # optimi takes its Triton kernels wherever Triton is installed and then fails without a GPU.
         triton=on_gpu,
     )
-
-
-def learning_rate_multiplier(config: LearningRateConfig, tokens: int, duration: int) -> float:
-    """Multiplier of the peak learning rate for the step that begins after `tokens` tokens of the phase."""
-    if config.shape == "one_minus_sqrt":
-        return one_minus_sqrt(tokens, duration, config.floor)
-    return warmup_stable_decay(tokens, duration, config.warmup, config.decay, config.floor)

@@ -5,9 +5,9 @@ docs/recipe.md holds what this prints; a test compares the two.
 from collections.abc import Sequence
 from itertools import pairwise
 
+from mmbert.clock import batch_sizes, learning_rate_multiplier
 from mmbert.config import RunConfig, load_config
-from mmbert.data import batch_sizes, read_languages
-from mmbert.optim import learning_rate_multiplier
+from mmbert.streams import read_languages
 
 DECAYS = ("phase3-eng", "phase3-cont", "phase3-all")
 BASE = [f"yamls/{name}.yaml" for name in ("phase1", "phase2", *DECAYS)]

@@ -28,6 +28,7 @@ from mmbert.checkpoint import (
 )
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
+from mmbert.identity import KEPT, recipe
 from mmbert.ledger import last_saved_step
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
@@ -37,25 +38,6 @@ from mmbert.run_lock import RunLock, hold_run
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
-
-# What may differ between a run and its restart: nothing here changes which rows are seen or how they are masked.
-MAY_CHANGE = {
-    "run_root",
-    "tokenizer",  # its folder; its digest is compared
-    "device",
-    "device_train_microbatch_size",
-    "logging",
-    "checkpoint",
-    "data.root",
-    "data.num_workers",
-    "max_minutes",
-    "hang_minutes",
-    "model.attention",
-}
-
-# A phase's model must have these in common with its parent's; the weights' shapes would not tell.
-KEPT = ("num_attention_heads", "norm_eps", "local_attention", "global_attn_every_n_layers")
-
 
 def device_of(config: RunConfig) -> str:
     """"cpu" or "gpu"."""
@@ -101,29 +83,6 @@ class Phase:
         """All that a restart must have in common with the run, flat: key -> value."""
         streams = {f"shards.{name}": digest for name, digest in self.data.digests().items()}
         return {**recipe(self.config), **streams, "tokenizer.digest": self.tokenizer.digest}
-
-
-def recipe(config: RunConfig) -> dict[str, Any]:
-    """The part of the configuration that a restart must have in common with the run, flat: key -> value."""
-    flat = flatten(config.as_dict())
-    return {key: value for key, value in flat.items() if not any(within(key, free) for free in MAY_CHANGE)}
-
-
-def within(key: str, section: str) -> bool:
-    """Whether `key` is `section` or lies in it."""
-    return key == section or key.startswith(section + ".")
-
-
-def flatten(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested mappings -> dotted keys; tuples become lists, as JSON has them."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
-            flat |= flatten(value, name)
-        else:
-            flat[name] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from streaming import MDSWriter
 
+from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig, load_config
-from mmbert.data import Microbatches, PhaseData, batch_sizes, build_data
+from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.manifest import read_manifest
 from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer

@@ -16,9 +16,10 @@ from data_prep.prepare import Settings, prepare_all
 from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
 from mmbert.config import RunConfig, load_config
 from mmbert.data import PhaseData
+from mmbert.identity import MAY_CHANGE, flatten, within
 from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
-from mmbert.trainer import MAY_CHANGE, Phase, check_identity, flatten, within
+from mmbert.trainer import Phase, check_identity
 from tests.conftest import PHASES, Corpus, Finished
 from tests.damage import flip
 from tests.faults.injected import send_self

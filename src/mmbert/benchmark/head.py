@@ -19,7 +19,8 @@ from mmbert.benchmark import timing
 from mmbert.benchmark.device import add_device_options, chosen_device
 from mmbert.benchmark.peak_memory import SETTINGS, peak_in_child, peak_over_now
 from mmbert.benchmark.result import OURS, Demand, Gate, check_gates, check_peers, document
-from mmbert.linear_cross_entropy import linear_cross_entropy, rows_of_a_chunk
+from mmbert.head_chunks import rows_of_a_chunk
+from mmbert.linear_cross_entropy import linear_cross_entropy
 
 PEER = "full-logits"
 LIMITS = {"fp32": 1e-5, "amp_bf16": 1e-2}

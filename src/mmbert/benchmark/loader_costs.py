@@ -9,7 +9,8 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 
 from mmbert.benchmark.loader_ours import Ours
-from mmbert.data import Microbatches, PhaseData, batch_sizes, lay_end_to_end
+from mmbert.clock import batch_sizes
+from mmbert.data import Microbatches, PhaseData, lay_end_to_end
 from mmbert.mixture import Group, Plan
 from mmbert.row_order import RowOrder
 from mmbert.schedules import Schedule

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmbert.linear_cross_entropy import rows_of_a_chunk
+from mmbert.head_chunks import rows_of_a_chunk
 from mmbert.model import MmBertForMaskedLM
 
 NAME = "products"

@@ -1,0 +1,18 @@
+"""What a phase's clock decides, by its configuration: the rows of a global batch, and the learning rate."""
+from mmbert.config import LearningRateConfig, RunConfig
+from mmbert.schedules import BatchSizes, one_minus_sqrt, warmup_stable_decay
+
+
+def batch_sizes(config: RunConfig) -> BatchSizes:
+    """Rows of every global batch; the warm-up counts a row as `max_seq_len` tokens."""
+    final, warmup = config.global_train_batch_size, config.batch_size_warmup
+    if warmup is None:
+        return BatchSizes([0], [final])
+    return BatchSizes.build(final, warmup.start, warmup.tokens // config.max_seq_len)
+
+
+def learning_rate_multiplier(config: LearningRateConfig, tokens: int, duration: int) -> float:
+    """Multiplier of the peak learning rate for the step that begins after `tokens` tokens of the phase."""
+    if config.shape == "one_minus_sqrt":
+        return one_minus_sqrt(tokens, duration, config.floor)
+    return warmup_stable_decay(tokens, duration, config.warmup, config.decay, config.floor)

@@ -1,0 +1,45 @@
+"""What makes two configurations the same run, and what a phase and its parent must have in common."""
+from typing import Any
+
+from mmbert.config import RunConfig
+
+# What may differ between a run and its restart: nothing here changes which rows are seen or how they are masked.
+MAY_CHANGE = {
+    "run_root",
+    "tokenizer",  # its folder; its digest is compared
+    "device",
+    "device_train_microbatch_size",
+    "logging",
+    "checkpoint",
+    "data.root",
+    "data.num_workers",
+    "max_minutes",
+    "hang_minutes",
+    "model.attention",
+}
+
+# A phase's model must have these in common with its parent's; the weights' shapes would not tell.
+KEPT = ("num_attention_heads", "norm_eps", "local_attention", "global_attn_every_n_layers")
+
+
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """The part of the configuration that a restart must have in common with the run, flat: key -> value."""
+    flat = flatten(config.as_dict())
+    return {key: value for key, value in flat.items() if not any(within(key, free) for free in MAY_CHANGE)}
+
+
+def within(key: str, section: str) -> bool:
+    """Whether `key` is `section` or lies in it."""
+    return key == section or key.startswith(section + ".")
+
+
+def flatten(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested mappings -> dotted keys; tuples become lists, as JSON has them."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            flat |= flatten(value, name)
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,64 @@
+"""The phases that are planned together, each with the phase that it goes on from."""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmbert.config import RunConfig, load_config
+from mmbert.plan.counts import Count, Name
+from mmbert.plan.findings import Finding, judge, judge_chain
+from mmbert.plan.phase import Hardware, PhasePlan, plan_phase
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Plans in the order of training.
+
+    Attributes:
+        parents: configuration of each plan's parent; None where it has none, or its YAML is not at hand.
+    """
+
+    plans: tuple[PhasePlan, ...]
+    parents: tuple[RunConfig | None, ...]
+    hardware: Hardware | None
+    findings: tuple[Finding, ...]
+
+    def parent_of(self, plan: PhasePlan) -> RunConfig | None:
+        """The configuration that a plan is compared with."""
+        return next(parent for other, parent in zip(self.plans, self.parents, strict=True) if other is plan)
+
+    def has_errors(self) -> bool:
+        """Whether a phase would not run."""
+        return any(finding.level == "error" for finding in self.findings)
+
+
+def plan_chain(
+    paths: Sequence[str], overrides: Sequence[str], table: Mapping[Name, Count] | None, hardware: Hardware | None
+) -> Chain:
+    """Plan the phases of these YAMLs.
+
+    Args:
+        overrides: `key.sub=value`, for every phase.
+        hardware: left out where all phases say `device: cpu`.
+
+    Raises:
+        FileNotFoundError, ValueError: a configuration cannot be read.
+    """
+    configs = [load_config(path, overrides) for path in paths]
+    if all(config.device == "cpu" for config in configs):
+        hardware = None
+    plans = [plan_phase(path, config, table) for path, config in zip(paths, configs, strict=True)]
+    parents = [find_parent(path, config, configs) for path, config in zip(paths, configs, strict=True)]
+    findings = [finding for plan in plans for finding in judge(plan, hardware)] + judge_chain(plans, parents)
+    return Chain(tuple(plans), tuple(parents), hardware, tuple(findings))
+
+
+def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig]) -> RunConfig | None:
+    """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file."""
+    for other in given:
+        if other.name == config.parent:
+            return other
+    beside = Path(path).with_name(f"{config.parent}.yaml")
+    if config.parent is None or not beside.is_file():
+        return None
+    found = load_config(beside)
+    return found if found.name == config.parent else None

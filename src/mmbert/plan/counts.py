@@ -1,0 +1,145 @@
+"""What the streams of a phase hold: from their manifests, or from a table of counts where no rows exist yet."""
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmbert.config import RunConfig
+from mmbert.manifest import Manifest, read_manifest, stream_folder
+from mmbert.mixture import Integers
+
+Name = tuple[str, str]
+REQUIRED, OPTIONAL = ("source", "language", "tokens"), ("rows", "documents")
+
+
+@dataclass(frozen=True)
+class Count:
+    """One stream. Rows are full but for the last where the table does not give them; documents may be unknown."""
+
+    tokens: int
+    rows: int | None = None
+    documents: int | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """All streams of a phase.
+
+    Attributes:
+        origin: where the numbers come from, in words.
+        tokens, rows: (S,) of each.
+        document_lengths: (S,) mean tokens of a document, at most a row; None where documents are not known.
+        manifests: what they come from, if from rows; empty otherwise.
+    """
+
+    origin: str
+    tokens: Integers
+    rows: Integers
+    document_lengths: Integers | None
+    manifests: tuple[Manifest, ...] = ()
+
+
+def read_counts(path: Path) -> dict[Name, Count]:
+    """The table of counts: a CSV with the columns source, language, tokens, and optionally rows and documents.
+
+    Raises:
+        FileNotFoundError, ValueError: names the file, the line and the remedy.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--counts {path}: no such file; a CSV with the columns {', '.join(REQUIRED)} is meant")
+    counts: dict[Name, Count] = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        heads = reader.fieldnames or []
+        if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL}:
+            raise ValueError(
+                f"--counts {path}: columns {', '.join(heads)}; must be {', '.join(REQUIRED)} and may be "
+                f"{', '.join(OPTIONAL)}"
+            )
+        for line in reader:
+            name = (line["source"], line["language"])
+            if name in counts:
+                raise ValueError(f"--counts {path} line {reader.line_num}: {'/'.join(name)} stands there twice")
+            numbers = {key: whole(line[key], f"--counts {path} line {reader.line_num}: {key}")
+                       for key in heads if key not in ("source", "language")}  # fmt: skip
+            counts[name] = Count(**numbers)
+    return counts
+
+
+def whole(text: str | None, what: str) -> int:
+    """A number above 0.
+
+    Raises:
+        ValueError: it is none; begins with `what`.
+    """
+    if text is None or not text.strip().isdecimal() or int(text) == 0:
+        raise ValueError(f"{what} = {text!r} must be a whole number above 0; leave a stream without text out")
+    return int(text)
+
+
+def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[Name, Count] | None) -> Counts | None:
+    """What each stream of a phase holds; None where there is neither a table nor a folder of rows.
+
+    Raises:
+        FileNotFoundError, ValueError: a stream is missing in the table or the folder, or does not fit.
+    """
+    root = Path(config.data.root)
+    if table is not None:
+        missing = ["/".join(name) for name in streams if name not in table]
+        if missing:
+            raise ValueError(
+                f"--counts has no line for {len(missing)} of {len(streams)} streams of {config.name}: "
+                f"{', '.join(missing[:8])}{', ...' if len(missing) > 8 else ''}; add them, or take them out of the "
+                "mixture"
+            )
+        return gather([table[name] for name in streams], "the table of --counts", config.max_seq_len)
+    if not root.is_dir():
+        return None
+    manifests = tuple(read_manifest(stream_folder(root, "train", *name)) for name in streams)
+    check_manifests(manifests, config)
+    each = [Count(manifest.tokens, manifest.rows, manifest.documents) for manifest in manifests]
+    return replace(gather(each, f"the manifests in {root}", config.max_seq_len), manifests=manifests)
+
+
+def gather(counts: Sequence[Count], origin: str, row_length: int) -> Counts:
+    """Arrays of the streams' numbers.
+
+    Raises:
+        ValueError: a stream has more tokens than its rows can hold.
+    """
+    tokens = np.array([count.tokens for count in counts], dtype=np.int64)
+    rows = np.array([count.rows or -(-count.tokens // row_length) for count in counts], dtype=np.int64)
+    if (tokens > rows * row_length).any():
+        worst = int(np.argmax(tokens - rows * row_length))
+        raise ValueError(
+            f"{origin}: {tokens[worst]:,} tokens cannot lie in {rows[worst]:,} rows of max_seq_len = {row_length}; "
+            "leave the column `rows` out, or give the rows of this length"
+        )
+    lengths = None
+    if all(count.documents for count in counts):
+        documents = np.array([count.documents for count in counts], dtype=np.int64)
+        lengths = np.clip(tokens // documents, 1, row_length)
+    return Counts(origin, tokens, rows, lengths)
+
+
+def check_manifests(manifests: Sequence[Manifest], config: RunConfig) -> None:
+    """The rows are no longer than the phase allows, and all of one tokenizer that the model has room for.
+
+    Raises:
+        ValueError: names the stream, the values and the remedy.
+    """
+    for manifest in manifests:
+        name = f"{config.data.root}: {manifest.source}/{manifest.language}"
+        if manifest.row_length > config.max_seq_len:
+            raise ValueError(
+                f"{name} has rows of {manifest.row_length} tokens, max_seq_len is {config.max_seq_len}; point "
+                "data.root to rows of this length"
+            )
+        if manifest.tokenizer != manifests[0].tokenizer:
+            raise ValueError(f"{name} was made with another tokenizer than the first stream; prepare it again")
+        if manifest.vocab_size > config.model.vocab_size:
+            raise ValueError(
+                f"{name} has {manifest.vocab_size} ids, model.vocab_size = {config.model.vocab_size} is too small"
+            )

@@ -1,0 +1,147 @@
+"""The arithmetic of a plan: steps, parameters, bytes and checkpoints. Pure functions of numbers."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+
+from mmbert.config import ModelConfig
+from mmbert.head_chunks import rows_of_a_chunk
+from mmbert.mixture import Floats, Plan
+from mmbert.schedules import BatchSizes
+
+FP32, BF16, INT32 = 4, 2, 4  # bytes
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps with one size of the global batch."""
+
+    batch_rows: int
+    steps: int
+
+
+def stretches(sizes: BatchSizes, needed_rows: float) -> list[Stretch]:
+    """The steps of a phase that ends with the first whole batch at which `needed_rows` are consumed."""
+    found = []
+    for (start, end), size in zip(pairwise([*sizes.starts, float("inf")]), sizes.sizes, strict=True):
+        if needed_rows > start:
+            steps = ceil((min(needed_rows, end) - start) / size - 1e-9)
+            found.append(Stretch(size, steps))
+    return found
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a phase reads by its plan up to some moment; rows are fractions of a row off."""
+
+    rows: float
+    stream_rows: Floats
+    stream_tokens: Floats
+
+
+def walk(plan: Plan, tokens: float) -> Walk:
+    """The rows and tokens of every stream until `tokens` are planned, in one pass over the periods."""
+    rows, stream_rows, stream_tokens = 0.0, np.zeros(len(plan.rows)), np.zeros(len(plan.rows))
+    for mixture in plan.mixtures():
+        part = min(1.0, (tokens - mixture.start_tokens) / mixture.tokens)
+        rows += part * plan.period_rows
+        stream_rows += part * mixture.rows
+        stream_tokens += (part * mixture.tokens) * mixture.token_shares
+        if tokens <= mixture.start_tokens + mixture.tokens:
+            break
+    return Walk(rows, stream_rows, stream_tokens)
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Parameters of MmBertForMaskedLM; the decoder's weight is the embeddings'."""
+    hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
+    layer = 4 * hidden * hidden + 3 * inner * hidden + 2 * hidden
+    encoder = layers * layer - hidden + 2 * hidden  # the first layer has one norm; embeddings and end have one each
+    head = hidden * hidden + hidden + model.vocab_size
+    return model.vocab_size * hidden + encoder + head
+
+
+def activation_bytes(model: ModelConfig, tokens: int, masked: int) -> int:
+    """What autograd keeps of one microbatch in bf16 autocast, but for the head's loss and the weights' bf16 copies.
+
+    Without torch.compile, which forms some of it anew instead; so on a GPU it is an upper bound.
+
+    Args:
+        tokens: of the microbatch.
+        masked: of them are to be predicted; only these go on behind the last layer's attention.
+    """
+    hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_hidden_layers
+    norm = FP32 * hidden + 2 * FP32  # its input, and mean and deviation
+    projection = BF16 * hidden + BF16 * 3 * hidden + BF16 * 2 * hidden  # input; queries, keys, values; q and k rotated
+    attention = BF16 * hidden + FP32 * model.num_attention_heads  # output, log of the sums of exponents
+    dropout = hidden if model.attn_out_dropout else 0
+    mlp = BF16 * hidden + BF16 * 2 * inner + BF16 * inner + BF16 * inner  # input; both branches; activated; product
+    before, after = norm + projection + attention, dropout + norm + mlp
+    rope = 2 * 2 * FP32 * (hidden // model.num_attention_heads // 2)  # cos and sin, of global and local layers
+    embeddings = norm + 8
+    every_token = layers * before - norm + (layers - 1) * after + rope + embeddings
+    head = norm + 2 * BF16 * hidden + norm + norm  # final norm; dense layer's input and output; norm; loss's gradient
+    return tokens * every_token + masked * (after + BF16 * hidden + 8 + head)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    weights: int
+    gradients: int
+    moments: int
+    buckets: int
+    half_weights: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of it at once."""
+        return sum(vars(self).values())
+
+
+def memory(model: ModelConfig, microbatch_tokens: int, mask_rate: float, gpus: int) -> Memory:
+    """What training takes of one GPU's memory in bf16, without the allocator's and the libraries' own.
+
+    The head holds its gradient of the embeddings, in bf16 them and what a chunk adds to it, and a chunk of logits in
+    fp32 and, twice, in bf16.
+    """
+    parameters, masked = num_parameters(model), round(mask_rate * microbatch_tokens)
+    matrices = parameters - model.vocab_size * (model.hidden_size + 1)
+    chunk = min(rows_of_a_chunk(model.vocab_size, "cuda"), masked)
+    embeddings = model.vocab_size * model.hidden_size
+    return Memory(
+        weights=FP32 * parameters,
+        gradients=FP32 * parameters,
+        moments=2 * FP32 * parameters,
+        buckets=FP32 * parameters if gpus > 1 else 0,  # DistributedDataParallel's copy of the gradients
+        half_weights=BF16 * matrices,
+        activations=activation_bytes(model, microbatch_tokens, masked),
+        head=(FP32 + 2 * BF16) * embeddings + chunk * model.vocab_size * (FP32 + 2 * BF16),
+    )
+
+
+def saves(duration: int, interval: int, step_tokens: float) -> list[int]:
+    """Tokens at the end of every step that saves a checkpoint: the first behind each multiple, and the last."""
+    moments = (min(ceil(moment / step_tokens) * step_tokens, ceil(duration / step_tokens) * step_tokens)
+               for moment in range(interval, duration + interval, interval))  # fmt: skip
+    return sorted({round(moment) for moment in moments})
+
+
+def checkpoints_that_stay(saved: Sequence[int], keep: int, keep_every: int | None) -> tuple[int, int]:
+    """How many of these stay at the end, and the most there are at a time, one that is being written included."""
+    lasting = 0
+    before = 0
+    milestones: list[int] = []
+    most = 0
+    for number, tokens in enumerate(saved):
+        if keep_every is not None and tokens // keep_every > before // keep_every:
+            milestones.append(number)
+        before = tokens
+        most = max(most, lasting + 1)
+        lasting = min(keep, number + 1) + sum(milestone <= number - keep for milestone in milestones)
+    return lasting, most

@@ -1,0 +1,112 @@
+"""The page of a plan: one static HTML file, nothing in it fetched from elsewhere."""
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from mmbert.page_style import CSS, SORT, Cell, number_cell, table, text_cell
+from mmbert.plan.chain import Chain
+from mmbert.plan.facts import assumption, changes, facts, quantity, total_lines
+from mmbert.plan.findings import Finding
+from mmbert.plan.phase import Line, PhasePlan
+from mmbert.plan.text import chain_rows
+
+OWN_CSS = """
+.wrap td { white-space: normal; text-align: left; } .wrap th { text-align: left; }
+.findings { list-style: none; padding: 0; } .findings li { max-width: none; }
+.error, .warning, .ok { display: inline-block; width: 5.5rem; font-weight: 600; }
+.error { color: #b00020; } .warning { color: #a05a00; } .ok { color: #00704f; }
+"""
+ALT = (
+    "Learning rate, mask rate, tau, batch size and RoPE theta over the tokens of all phases; share and repeats of "
+    "every language in each phase. The tables below hold the numbers."
+)
+HEADS = ["tokens", "share", "there are", "rows", "repeats"]
+
+
+def document(title: str, heading: str, body: Sequence[str]) -> str:
+    """A whole page."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>mmBERT plan: {escape(title)}</title>
+<style>{CSS}{OWN_CSS}</style>
+</head>
+<body>
+<h1>{escape(heading)}</h1>
+<p class="lead">{escape(title)}</p>
+{chr(10).join(body)}
+<script>{SORT}</script>
+</body>
+</html>
+"""
+
+
+def finding_list(findings: Sequence[Finding]) -> str:
+    """What is wrong first."""
+    ordered = sorted(findings, key=lambda finding: ("error", "warning", "ok").index(finding.level))
+    lines = (
+        f'<li><span class="{finding.level}">{finding.level}</span> {escape(finding.phase)}: {escape(finding.text)}</li>'
+        for finding in ordered
+    )
+    return f'<ul class="findings">{"".join(lines)}</ul>'
+
+
+def line_number(share: float) -> Cell:
+    """A share in percent."""
+    return Cell(f"{share:.4%}", round(share, 9))
+
+
+def line_cells(line: Line) -> list[Cell]:
+    """The numbers of a stream or of several."""
+    there = Cell("-", -1) if line.has is None else Cell(quantity(line.has), line.has)
+    return [
+        Cell(quantity(line.tokens), round(line.tokens)),
+        line_number(line.share),
+        there,
+        number_cell(None if line.rows is None else round(line.rows, 1), ",.1f"),
+        number_cell(None if line.repeats is None else float(f"{line.repeats:.4g}"), ",.3g"),
+    ]
+
+
+def phase_section(plan: PhasePlan, chain: Chain) -> list[str]:
+    """One phase."""
+    parent = chain.parent_of(plan)
+    rows = [[text_cell(label), text_cell(value)] for label, value in facts(plan, chain.hardware).items()]
+    body = [f"<h2>{escape(plan.config.name)}</h2>", f'<p class="note">{escape(plan.path)}</p>']
+    body.append(f'<div class="wrap">{table(["", "plan"], rows)}</div>')
+    for by in ("group", "language"):
+        totals = total_lines(plan, by)
+        if by == "group" or plan.counts:
+            cells = [[text_cell(getattr(line, by)), *line_cells(line)] for line in totals]
+            name = "Groups" if by == "group" else "Languages, all sources together; repeats of the most repeated source"
+            body += [f"<h3>{name}</h3>", table([by, *HEADS], cells, sortable=True)]
+    if parent:
+        cells = [[text_cell(cell) for cell in change] for change in changes(plan.config, parent)]
+        heads = ["key", parent.name, plan.config.name]
+        body += [f"<h3>Changed against {escape(parent.name)}</h3>", f'<div class="wrap">{table(heads, cells)}</div>']
+    streams = sorted(plan.lines, key=lambda line: -line.tokens)
+    cells = [[text_cell(f"{line.source}/{line.language}"), text_cell(line.group), *line_cells(line)]
+             for line in streams]  # fmt: skip
+    body += ["<h3>Every stream</h3>", table(["stream", "group", *HEADS], cells, sortable=True)]
+    return body
+
+
+def chain_page(chain: Chain, figure: bytes) -> str:
+    """The page of one phase or of a chain.
+
+    Args:
+        figure: PNG bytes.
+    """
+    head, *rows = chain_rows(chain)
+    image = base64.b64encode(figure).decode()
+    body = [
+        table(head, [[text_cell(cell) for cell in row] for row in rows]),
+        f'<p class="note">{escape(assumption(chain.hardware))}</p>',
+        finding_list(chain.findings),
+        f'<figure class="scroll"><img src="data:image/png;base64,{image}" alt="{escape(ALT)}"></figure>',
+    ]
+    for plan in chain.plans:
+        body += phase_section(plan, chain)
+    return document(" → ".join(plan.config.name for plan in chain.plans), "mmBERT training plan", body)

@@ -1,0 +1,52 @@
+"""The streams of a phase and their groups, from its configuration alone."""
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmbert.config import RunConfig
+from mmbert.mixture import Group
+
+
+def read_languages(entries: Sequence[str], key: str) -> list[str]:
+    """Language codes; an entry that ends in `.txt` is a file with one code a line and `#` comments.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: no language, or one twice.
+    """
+    codes: list[str] = []
+    for entry in entries:
+        path = Path(entry)
+        if path.suffix != ".txt":
+            codes.append(entry)
+        elif path.is_file():
+            lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+            codes += [code for code in lines if code]
+        else:
+            raise FileNotFoundError(f"{key}.languages: no such file: {path}")
+    twice = sorted({code for code in codes if codes.count(code) > 1})
+    if twice or not codes:
+        raise ValueError(f"{key}.languages: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")
+    return codes
+
+
+def mixture_streams(config: RunConfig) -> tuple[tuple[tuple[str, str], ...], tuple[Group, ...]]:
+    """Source and language of every stream, and the mixture table over their indices.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_languages`; or a stream stands in two groups.
+    """
+    streams: dict[tuple[str, str], None] = {}
+    groups = []
+    for name, group in sorted(config.data.groups().items()):  # sorted, so that their order in files means nothing
+        key = f"data.mixture.{name}"
+        start, languages = len(streams), sorted(read_languages(group.languages, key))
+        for language in languages:
+            stream = (group.source, language)
+            if stream in streams:
+                raise ValueError(f"{key}: {'/'.join(stream)} stands in two groups; a stream belongs to one")
+            streams[stream] = None
+        members = np.arange(start, len(streams))
+        groups.append(Group(name, group.share, group.tau, group.max_repeats, members, group.floor, languages))
+    return tuple(streams), tuple(groups)
