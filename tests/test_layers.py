@@ -8,10 +8,12 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"schedules", "mixture", "row_order", "masking", "packing", "spikes"}
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
-    {"config", "typed", "flops", "device_peaks"},
+    {"config", "typed", "flops", "device_peaks", "page_style"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
-    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},
-    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"},
+    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"}
+    | {"ledger_lines", "loggers"},
+    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
+    | {"run_report"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

@@ -10,24 +10,9 @@ from matplotlib.ticker import PercentFormatter
 
 from mmbert.evaluation.report_numbers import NEVER_ENTERED, Report, entry_phases, group_name
 from mmbert.evaluation.run_records import PhaseRecord
+from mmbert.page_style import COLOURS, MARKERS, STYLE
 
-# Okabe and Ito's palette: these stay apart for colour-blind readers, and markers differ too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 NEVER_COLOUR, NEVER_MARKER = "#777777", "x"
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "axes.edgecolor": "#888888",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
 
 
 def group_label(report: Report, group: str) -> str:
