@@ -10,9 +10,10 @@ LAYERS = [
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
     {"config", "typed", "flops", "device_peaks", "clock", "streams", "identity", "languages", "page_style"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "heldout", "checkpoint_files"},
-    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit", "scores", "validation"},
+    {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_lines", "ledger_audit", "scores"}
+    | {"validation", "loggers"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
-    | {"plan"},
+    | {"plan", "run_report"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmbert.ledger import Event, Ledger, RunHistory, StepRecord, last_saved_step, read_ledger
+from mmbert.ledger import Event, Ledger, RunHistory, Step, StepRecord, last_saved_step, read_ledger
 
 Line = dict[str, Any]
 
@@ -26,6 +26,11 @@ def record(step: int = 1, attempt: int = 1, **changed: Any) -> StepRecord:
     return replace(whole, **changed)
 
 
+def step(number: int = 1, attempt: int = 1, **changed: Any) -> Step:
+    """The same, as it is kept in memory."""
+    return Step.of(record(number, attempt, **changed))
+
+
 def test_what_is_flushed_is_read_back(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.event("start", {"step": 0, "tokens": 0, "host": "a"})
@@ -35,7 +40,9 @@ def test_what_is_flushed_is_read_back(tmp_path: Path) -> None:
     assert not ledger.path.exists()
     ledger.flush(durable=False)
     ledger.flush(durable=True)
-    assert read_ledger(tmp_path) == RunHistory(records, [Event("start", 1, 0, {"tokens": 0, "host": "a"})])
+    assert read_ledger(tmp_path) == RunHistory(
+        [Step.of(one) for one in records], [Event("start", 1, 0, {"tokens": 0, "host": "a"})]
+    )
 
 
 def test_every_start_is_a_new_attempt_known_from_the_last_line_alone(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_a_full_disk_costs_nothing_once_there_is_room_again(tmp_path: Path, room
         assert ledger.path.read_bytes() == before
     ledger.step(record(3))
     ledger.flush(durable=True)
-    assert read_ledger(tmp_path).records == [record(1), record(2), record(3)]
+    assert read_ledger(tmp_path).records == [step(1), step(2), step(3)]
 
 
 @pytest.mark.parametrize("call", ["fsync", "close"])
@@ -134,7 +141,7 @@ def test_a_disk_that_reports_late_that_it_is_full_costs_nothing(
     monkeypatch.undo()
     ledger.step(record(2))
     ledger.flush(durable=True)
-    assert read_ledger(tmp_path).records == [record(1), record(2)]
+    assert read_ledger(tmp_path).records == [step(1), step(2)]
 
 
 def test_two_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_two_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
     one.flush(durable=False)
     with pytest.raises(OSError, match=r"ledger\.jsonl holds \d+ bytes .* another process changed it"):
         other.flush(durable=False)
-    assert read_ledger(tmp_path).records == [record(1)]
+    assert read_ledger(tmp_path).records == [step(1)]
 
 
 @pytest.mark.parametrize(
@@ -194,9 +201,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.fault(30)
 def test_every_step_counts_once_by_its_latest_attempt(tmp_path: Path) -> None:
-    history = RunHistory([record(1), record(2), record(3), record(2, attempt=2)], [])
-    assert history.steps == [record(1), record(2, attempt=2), record(3)]
-    assert history.repeated == [(record(2), record(2, attempt=2))]
+    history = RunHistory([step(1), step(2), step(3), step(2, attempt=2)], [])
+    assert history.steps == [step(1), step(2, attempt=2), step(3)]
+    assert history.repeated == [(step(2), step(2, attempt=2))]
 
 
 def test_the_last_saved_step_is_known_without_a_checkpoint(tmp_path: Path) -> None:
@@ -214,3 +221,40 @@ def test_the_last_saved_step_is_known_without_a_checkpoint(tmp_path: Path) -> No
 def test_a_folder_without_a_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"ledger\.jsonl is missing"):
         read_ledger(tmp_path)
+
+
+def streams_of_three_attempts(folder: Path) -> RunHistory:
+    """Steps 1 to 3; then 2 and 3 again with other tokens; then 3 again. A fourth attempt begins behind it."""
+    for start, end, tokens in ((0, 3, 1), (1, 3, 10), (2, 3, 100), (3, 3, 0)):
+        ledger = Ledger(folder)
+        ledger.event("start", {"step": start})
+        for number in range(start + 1, end + 1):
+            streams = {"web/eng": tokens, f"web/{number}": tokens}
+            ledger.step(record(number, ledger.attempt, streams=streams))
+            ledger.event("scores", {"step": number, "streams": {"web/eng": [tokens, 0.5, 1]}})
+        ledger.flush(durable=False)
+    return read_ledger(folder)
+
+
+def test_tokens_of_a_stream_are_summed_over_each_step_once(tmp_path: Path) -> None:
+    history = streams_of_three_attempts(tmp_path)
+    assert history.tokens_per_stream() == {"web/eng": 111, "web/1": 1, "web/2": 10, "web/3": 100}
+    assert history.tokens_per_stream(last_step=2) == {"web/eng": 11, "web/1": 1, "web/2": 10}
+    assert [record.stream_tokens for record in history.steps] == [2, 20, 200]
+
+
+def test_streams_stay_in_the_file_and_are_read_again(tmp_path: Path) -> None:
+    history = streams_of_three_attempts(tmp_path)
+    assert history.streams_of(history.steps[1]) == {"web/eng": 10, "web/2": 10}
+    assert all("streams" not in event.values for event in history.events)
+    assert history.streams_of(history.standing("scores")[-1]) == {"web/eng": [100, 0.5, 1]}
+
+
+def test_events_that_a_later_attempt_made_again_do_not_stand(tmp_path: Path) -> None:
+    standing = streams_of_three_attempts(tmp_path).standing("scores")
+    assert [(event.attempt, event.step) for event in standing] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_unlike_streams_with_the_same_sum_differ() -> None:
+    assert step(streams={"a": 1, "b": 2}) != step(streams={"a": 2, "b": 1})
+    assert step(streams={"a": 1, "b": 2}) == step(streams={"b": 2, "a": 1})

@@ -27,7 +27,7 @@ from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes, Schedule
 from mmbert.tokenizer import load_tokenizer
 from tests.conftest import Corpus
-from tests.test_ledger import record
+from tests.test_ledger import step as kept_step
 from tests.training_runs import write_yamls
 
 Line = dict[str, Any]
@@ -188,6 +188,13 @@ def move_tokens(lines: list[Line]) -> None:
     streams["invented/lax"] = 1
 
 
+def move_tokens_of_one_attempt(lines: list[Line]) -> None:
+    """A step that was done twice had a token of another stream the first time."""
+    streams = find(lines, 22, attempt=1)["streams"]
+    streams[next(iter(streams))] -= 1
+    streams["invented/lax"] = 1
+
+
 def swap_rows(lines: list[Line]) -> None:
     """Steps 8 and 9 read each other's rows."""
     one, other = find(lines, 8), find(lines, 9)
@@ -209,6 +216,7 @@ def swap_rows(lines: list[Line]) -> None:
         (add("first_row", 10, 1), r"step 10 read rows \[23, 27\), its plan is \[22, 26\)"),
         (add("digest", 22, 1, attempt=1), r"step 22: attempts 1 and 2 differ in digest: \d+ and \d+"),
         (add("tokens", 22, 1, attempt=1), r"step 22: attempts 1 and 2 differ in tokens"),
+        (move_tokens_of_one_attempt, r"step 22: attempts 1 and 2 differ in streams: \{.* and \{"),
         (add("tokens", 11, 1), r"step 11: the clock moved by \d+ tokens, its streams have \d+"),
         (add("tokens", STEPS, 1), rf"step {STEPS}: [\d,]+ tokens so far, .*step-00000000{STEPS} has"),
         (add("num_rows", STEPS, 1), rf"step {STEPS}: [\d,]+ rows so far, .*step-00000000{STEPS} has"),
@@ -282,7 +290,7 @@ def test_a_rollback_that_a_restart_forgot_is_not_counted() -> None:
         Event("rolled_back", 2, 7, {"to_step": 5}),
         Event("start", 3, 7, {}),
     ]
-    history = RunHistory([record(step) for step in range(1, 10)], events)
+    history = RunHistory([kept_step(step) for step in range(1, 10)], events)
     assert (np.flatnonzero(rolled_back(history)) + 1).tolist() == [6, 7]
 
 

@@ -5,63 +5,38 @@
 `run_folder/ledger.jsonl` holds one JSON object a line: a step (the fields of `StepRecord`) or an event, as in
 {"event": "start", "attempt": 2, "step": 120, ...}. Rank 0 writes it, under the run's lock; anybody reads it. A restart
 goes on from a checkpoint as the next attempt, so a step may stand there more than once: the latest attempt counts.
+
+The file grows to gigabytes, mostly what each step had of every stream. So it is read a line at a time, and what is kept
+of a line leaves its streams in the file (`Step`, `Event`, `RunHistory.streams_of`).
 """
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from sys import intern
-from typing import Any, NoReturn
+from typing import Any
 
 from mmbert.atomic import fsync
+from mmbert.ledger_lines import STEP_KEYS, Event, StepRecord, parse
 
 log = logging.getLogger(__name__)
 
 FILE = "ledger.jsonl"
-REMEDY = "restore the file from a copy, or take the line out: the audit then names what it held"
 TAIL = 1 << 16  # bytes read at first to find the last line
-
-NUMBER, NOTHING = (float, int), type(None)
-STEP_KEYS: dict[str, tuple[type, ...]] = {
-    "attempt": (int,),
-    "step": (int,),
-    "first_row": (int,),
-    "num_rows": (int,),
-    "tokens": (int,),
-    "digest": (int,),
-    "streams": (dict,),
-    "mask_rate": NUMBER,
-    "taus": (dict,),
-    "learning_rate": NUMBER,
-    "loss": (*NUMBER, NOTHING),
-    "skipped": (str, NOTHING),
-}
-EVENT_KEYS: dict[str, tuple[type, ...]] = {"event": (str,), "attempt": (int,), "step": (int,)}
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # JSON has neither NaN nor Infinity, Python's does
 
 
 @dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One step.
+class Step:
+    """What is kept of a step in memory: all of a `StepRecord` but its streams.
 
     Attributes:
-        attempt: which start of the run did it, from 1 on.
-        step: its number, from 1 on.
-        first_row, num_rows: its global batch is the rows at positions [first_row, first_row + num_rows) of the phase.
-        tokens: the phase's clock after the step.
-        digest: sum modulo 2^64 of `row_order.row_hashes` of the global batch.
-        streams: tokens of the step by stream, of those that have any.
-        taus: by group of the mixture.
-        loss: None when it is not finite.
-        skipped: why no optimizer step was made; None when one was.
+        attempt ... skipped: see `StepRecord`.
+        stream_tokens: sum over its streams.
+        stream_digest: differs where the streams differ; the same number only within this process.
+        place: of its line in the file, in bytes.
     """
 
     attempt: int
@@ -70,12 +45,22 @@ class StepRecord:
     num_rows: int
     tokens: int
     digest: int
-    streams: dict[str, int]
     mask_rate: float
     taus: dict[str, float]
     learning_rate: float
     loss: float | None
     skipped: str | None
+    stream_tokens: int
+    stream_digest: int
+    place: int = field(default=-1, compare=False)
+
+    @classmethod
+    def of(cls, record: StepRecord, place: int = -1) -> "Step":
+        """Sum up a record's streams."""
+        same: dict[str, Any] = {key: getattr(record, key) for key in STEP_KEYS if key != "streams"}
+        streams = record.streams
+        digest = hash(frozenset(streams.items()))
+        return cls(**same, stream_tokens=sum(streams.values()), stream_digest=digest, place=place)
 
     @property
     def last_row(self) -> int:
@@ -84,25 +69,18 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class Event:
-    """What happened after `step`: start, saved, rolled_back (steps (to_step, step] were undone) and others.
+class RunHistory:
+    """A whole ledger but for its streams; `records` and `events` in the order in which they were written.
 
     Attributes:
-        values: all other keys of the line.
+        written_tokens: of every stream, summed over all lines, also those of steps that were done again.
+        path: of the file.
     """
 
-    name: str
-    attempt: int
-    step: int
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RunHistory:
-    """A whole ledger; `records` and `events` in the order in which they were written."""
-
-    records: list[StepRecord]
+    records: list[Step]
     events: list[Event]
+    written_tokens: dict[str, int] = field(default_factory=dict, compare=False)
+    path: Path = field(default=Path(FILE), compare=False)
 
     @cached_property
     def attempts(self) -> list[int]:
@@ -110,19 +88,46 @@ class RunHistory:
         return sorted({record.attempt for record in self.records} | {event.attempt for event in self.events})
 
     @cached_property
-    def steps(self) -> list[StepRecord]:
+    def steps(self) -> list[Step]:
         """Every step once, in order: the record of the latest attempt that did it."""
-        latest: dict[int, StepRecord] = {}
+        latest: dict[int, Step] = {}
         for record in self.records:
             if record.step not in latest or latest[record.step].attempt <= record.attempt:
                 latest[record.step] = record
         return [latest[step] for step in sorted(latest)]
 
     @cached_property
-    def repeated(self) -> list[tuple[StepRecord, StepRecord]]:
+    def repeated(self) -> list[tuple[Step, Step]]:
         """Every record that a later one took the place of, and that later one."""
         kept = {record.step: record for record in self.steps}
         return [(record, kept[record.step]) for record in self.records if record is not kept[record.step]]
+
+    def standing(self, name: str) -> list[Event]:
+        """The events of this name, without those that a later attempt, which began before them, made void."""
+        starts = [event for event in self.events if event.name == "start"]
+        voided = {attempt: [s.step for s in starts if s.attempt > attempt] for attempt in self.attempts}
+        return [
+            event
+            for event in self.events
+            if event.name == name and event.step <= min(voided[event.attempt], default=event.step)
+        ]
+
+    def streams_of(self, entry: Step | Event) -> dict[str, Any]:
+        """What the line says of each stream; read again from the file."""
+        with self.path.open("rb") as file:
+            file.seek(entry.place)
+            found = parse(file.readline(), f"{self.path}, byte {entry.place}")
+        streams: dict[str, Any] = found.streams if isinstance(found, StepRecord) else found.values["streams"]
+        return streams
+
+    def tokens_per_stream(self, last_step: int | None = None) -> dict[str, int]:
+        """Tokens of each stream over the steps up to `last_step`, or over all, each step counted once."""
+        sums = dict(self.written_tokens)
+        late = [record for record in self.steps if last_step is not None and record.step > last_step]
+        for record in (*(earlier for earlier, _ in self.repeated), *late):
+            for name, tokens in self.streams_of(record).items():
+                sums[name] -= tokens
+        return {name: tokens for name, tokens in sums.items() if tokens}
 
 
 class Ledger:
@@ -230,8 +235,10 @@ def last_line(path: Path) -> tuple[bytes, int]:
             length *= 4
 
 
-def read_ledger(folder: Path) -> RunHistory:
-    """Read the ledger of a run; a last line that is not finished, or being written just now, is passed over.
+def entries(folder: Path) -> Iterator[tuple[int, StepRecord | Event]]:
+    """Every line of a run's ledger and its place in the file, one at a time.
+
+    A last line that is not finished, or being written just now, is passed over.
 
     Raises:
         FileNotFoundError: the run has no ledger.
@@ -240,17 +247,35 @@ def read_ledger(folder: Path) -> RunHistory:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is no folder of a run, or its training has not begun")
-    history = RunHistory([], [])
+    place = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
-            entry = parse(line, f"{path} line {number}")
-            if isinstance(entry, StepRecord):
-                history.records.append(entry)
-            else:
-                history.events.append(entry)
-    return history
+            yield place, parse(line, f"{path} line {number}")
+            place += len(line)
+
+
+def read_ledger(folder: Path) -> RunHistory:
+    """Read the ledger of a run.
+
+    Raises:
+        FileNotFoundError, ValueError: see `entries`.
+    """
+    records: list[Step] = []
+    events: list[Event] = []
+    tokens: defaultdict[str, int] = defaultdict(int)
+    taus: dict[str, float] = {}
+    for place, entry in entries(folder):
+        if isinstance(entry, Event):
+            values = {key: value for key, value in entry.values.items() if key != "streams"}
+            events.append(replace(entry, values=values, place=place))
+            continue
+        for name, number in entry.streams.items():
+            tokens[name] += number
+        taus = taus if taus == entry.taus else entry.taus  # one object for all steps with the same
+        records.append(Step.of(replace(entry, taus=taus), place))
+    return RunHistory(records, events, dict(tokens), folder / FILE)
 
 
 def last_saved_step(folder: Path) -> int | None:
@@ -259,53 +284,10 @@ def last_saved_step(folder: Path) -> int | None:
     Raises:
         ValueError: a line is broken.
     """
-    events = read_ledger(folder).events if (folder / FILE).is_file() else []
-    return max((event.step for event in events if event.name == "saved"), default=None)
-
-
-def parse(line: bytes, place: str) -> StepRecord | Event:
-    """Read one line.
-
-    Args:
-        place: what the error's message begins with.
-
-    Raises:
-        ValueError: the line holds something else.
-    """
-    try:
-        values = DECODER.decode(line.decode())
-    except (ValueError, RecursionError):
-        raise ValueError(f"{place}: no JSON; {REMEDY}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{place}: no JSON object; {REMEDY}")
-    if "event" not in values:
-        _check(values, STEP_KEYS, place)
-        # each name once in memory, not in every step
-        values["streams"] = {intern(name): tokens for name, tokens in values["streams"].items()}
-        return StepRecord(**values)
-    names = ("event", "attempt", "step")
-    others = {key: value for key, value in values.items() if key not in names}
-    _check({key: values[key] for key in names if key in values}, EVENT_KEYS, place)
-    if values["event"] == "rolled_back":
-        _check({"to_step": others.get("to_step")}, {"to_step": (int,)}, place)
-    return Event(values["event"], values["attempt"], values["step"], others)
-
-
-def _check(values: dict[str, Any], keys: dict[str, tuple[type, ...]], place: str) -> None:
-    """The keys and their types, and that integers are counts: JSON's may be of any size and sign."""
-    if values.keys() != keys.keys():
-        unlike = ", ".join(sorted(values.keys() ^ keys.keys()))
-        raise ValueError(f"{place}: the keys {unlike} are missing or unknown; {REMEDY}")
-    for key, kinds in keys.items():
-        value = values[key]
-        fits = type(value) in kinds
-        if fits and kinds == (int,):
-            fits = 0 <= value < (1 << 64 if key == "digest" else 1 << 62)
-        elif fits and kinds == (dict,):
-            allowed = (int,) if key == "streams" else NUMBER
-            fits = all(type(item) in allowed and 0 <= item < 1 << 62 for item in value.values())
-        if not fits:
-            raise ValueError(f"{place}: {key} = {repr(value)[:60]} cannot be; {REMEDY}")
+    if not (folder / FILE).is_file():
+        return None
+    found = (entry for _, entry in entries(folder))
+    return max((one.step for one in found if isinstance(one, Event) and one.name == "saved"), default=None)
 
 
 if __name__ == "__main__":

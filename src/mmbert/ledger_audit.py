@@ -24,7 +24,7 @@ from mmbert.clock import batch_sizes
 from mmbert.command import errors_in_one_line
 from mmbert.config import RunConfig
 from mmbert.data import PhaseData
-from mmbert.ledger import RunHistory, StepRecord, read_ledger
+from mmbert.ledger import RunHistory, Step, read_ledger
 from mmbert.masking import UInt64
 from mmbert.mixture import Group, Integers
 from mmbert.row_order import RowOrder, row_hashes
@@ -32,45 +32,64 @@ from mmbert.schedules import BatchSizes
 from mmbert.tokenizer import load_tokenizer
 from mmbert.typed import build
 
-SAME = ("first_row", "num_rows", "tokens", "digest", "streams")  # of a step, however often it is done
+SAME = ("first_row", "num_rows", "tokens", "digest", "stream_digest")  # of a step, however often it is done
 SHOWN = 5  # faults of one kind
 
 
 @dataclass(frozen=True)
-class Run:
-    """What the ledger is compared with.
+class Saved:
+    """The newest checkpoint of a run.
 
     Attributes:
-        state: the newest checkpoint's state.json.
-        data, order, sizes: the plan that the state's configuration gives.
+        state: its state.json.
+        config: the run's, as the checkpoint holds it.
     """
 
     checkpoint: Path
     state: dict[str, Any]
+    config: RunConfig
+
+    @classmethod
+    def open(cls, folder: Path) -> "Saved":
+        """Find and read it.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or all are broken.
+        """
+        checkpoint = newest_checkpoint(folder)
+        state = read_state(checkpoint)
+        return cls(checkpoint, state, build(RunConfig, state["config"]))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan that a checkpoint's configuration and the manifests of its streams give."""
+
     data: PhaseData
     order: RowOrder
     sizes: BatchSizes
 
     @classmethod
-    def open(cls, folder: Path, data_root: str | None) -> "Run":
-        """Read the newest checkpoint and the manifests of its streams.
+    def open(cls, saved: Saved, data_root: str | None) -> "Planned":
+        """Read the manifests.
+
+        Args:
+            data_root: where the shards are now, if not where the run read them.
 
         Raises:
-            FileNotFoundError, ValueError: there is no checkpoint, or the shards are not those that the run read.
+            FileNotFoundError, ValueError: the shards are not there, or not those that the run read.
         """
-        checkpoint = newest_checkpoint(folder)
-        state = read_state(checkpoint)
-        config = build(RunConfig, state["config"])
+        config, state = saved.config, saved.state
         if data_root is not None:
             config = replace(config, data=replace(config.data, root=data_root))
         data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
         for name, digest in data.digests().items():
             if state["identity"].get(f"shards.{name}") != digest:
                 raise ValueError(
-                    f"data.root = {config.data.root}: {name} is not what {checkpoint} was trained on, so there is no "
-                    "plan to compare with; name the folder of those shards with --data-root"
+                    f"data.root = {config.data.root}: {name} is not what {saved.checkpoint} was trained on, so there "
+                    "is no plan to compare with; name the folder of those shards with --data-root"
                 )
-        return cls(checkpoint, state, data, data.row_order(config), batch_sizes(config))
+        return cls(data, data.row_order(config), batch_sizes(config))
 
 
 @dataclass(frozen=True)
@@ -92,10 +111,20 @@ class Replay:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found: lines for a person, `key  value`; and `faults`, empty when nothing is lost or extra."""
+    """What an audit found.
+
+    Attributes:
+        table: lines for a person, `key  value`.
+        faults: empty when nothing is lost or extra.
+        lost, doubled: rows in no step up to the checkpoint's last, and in more than one.
+        strange: steps with other rows than the plan's; None where they were not compared.
+    """
 
     table: list[tuple[str, str]]
     faults: list[str]
+    lost: int
+    doubled: int
+    strange: int | None
 
 
 def planned_places(sizes: BatchSizes, steps: Integers) -> Integers:
@@ -164,7 +193,7 @@ def missing_steps(steps: Integers, saved: int) -> Iterable[str]:
         yield f"step {first} is missing" if first == last else f"steps {first} to {last} are missing"
 
 
-def coverage(steps: Sequence[StepRecord], end: int) -> tuple[int, int]:
+def coverage(steps: Sequence[Step], end: int) -> tuple[int, int]:
     """How many of the rows before `end` were in no step, and how many rows were in more than one."""
     first = np.array([record.first_row for record in steps], dtype=np.int64)
     last = np.array([record.last_row for record in steps], dtype=np.int64)
@@ -176,7 +205,7 @@ def coverage(steps: Sequence[StepRecord], end: int) -> tuple[int, int]:
     return int(lengths[times == 0].sum()), int(lengths[times > 1].sum())
 
 
-def place_faults(steps: Sequence[StepRecord], again: Replay) -> Iterable[str]:
+def place_faults(steps: Sequence[Step], again: Replay) -> Iterable[str]:
     """Every step has the rows that the plan gives it."""
     for record, (first, last), digest in zip(steps, again.places, again.digests, strict=True):
         if (record.first_row, record.last_row) != (first, last):
@@ -185,7 +214,7 @@ def place_faults(steps: Sequence[StepRecord], again: Replay) -> Iterable[str]:
             yield f"step {record.step} read other rows than those that the plan puts at [{first}, {last})"
 
 
-def differences(one: StepRecord, other: StepRecord) -> list[str]:
+def differences(one: Step, other: Step) -> list[str]:
     """What differs between two records of a step and must not."""
     return [key for key in SAME if getattr(one, key) != getattr(other, key)]
 
@@ -194,37 +223,33 @@ def repeat_faults(history: RunHistory) -> Iterable[str]:
     """A step that was done again had the same rows and tokens."""
     for earlier, kept in history.repeated:
         if keys := differences(earlier, kept):
-            values = " and ".join(str(getattr(record, keys[0]))[:60] for record in (earlier, kept))
-            yield (
-                f"step {kept.step}: attempts {earlier.attempt} and {kept.attempt} differ in {', '.join(keys)}: {values}"
-            )
+            both = (earlier, kept)
+            found = [history.streams_of(r) if keys[0] == "stream_digest" else getattr(r, keys[0]) for r in both]
+            values = " and ".join(str(value)[:60] for value in found)
+            names = ", ".join(keys).replace("stream_digest", "streams")
+            yield f"step {kept.step}: attempts {earlier.attempt} and {kept.attempt} differ in {names}: {values}"
 
 
-def clock_faults(steps: Sequence[StepRecord], run: Run) -> Iterable[str]:
+def clock_faults(steps: Sequence[Step], saved: Saved) -> Iterable[str]:
     """Every step moves the clock by its own tokens, and at the checkpoint it shows the checkpoint's."""
     tokens, step = 0, 0
     for record in steps:
-        moved, own = record.tokens - tokens, sum(record.streams.values())
+        moved, own = record.tokens - tokens, record.stream_tokens
         if record.step == step + 1 and moved != own:
             yield f"step {record.step}: the clock moved by {moved:,} tokens, its streams have {own:,}"
-        if record.step == run.state["step"]:
+        if record.step == saved.state["step"]:
             for key, value in (("tokens", record.tokens), ("rows", record.last_row)):
-                if value != run.state[key]:
-                    yield f"step {record.step}: {value:,} {key} so far, {run.checkpoint} has {run.state[key]:,}"
+                if value != saved.state[key]:
+                    yield f"step {record.step}: {value:,} {key} so far, {saved.checkpoint} has {saved.state[key]:,}"
         tokens, step = record.tokens, record.step
 
 
-def stream_faults(steps: Sequence[StepRecord], run: Run) -> Iterable[str]:
+def stream_faults(history: RunHistory, saved: Saved) -> Iterable[str]:
     """The tokens of each stream sum to the checkpoint's."""
-    sums: dict[str, int] = {}
-    for record in steps:
-        if record.step <= run.state["step"]:
-            for name, tokens in record.streams.items():
-                sums[name] = sums.get(name, 0) + tokens
-    saved = run.state["tokens_per_stream"]
-    for name in sorted(sums.keys() | saved.keys()):
-        if sums.get(name, 0) != saved.get(name, 0):
-            yield f"{name}: its steps sum to {sums.get(name, 0):,} tokens, {run.checkpoint} has {saved.get(name, 0):,}"
+    sums, kept = history.tokens_per_stream(saved.state["step"]), saved.state["tokens_per_stream"]
+    for name in sorted(sums.keys() | kept.keys()):
+        if sums.get(name, 0) != kept.get(name, 0):
+            yield f"{name}: its steps sum to {sums.get(name, 0):,} tokens, {saved.checkpoint} has {kept.get(name, 0):,}"
 
 
 def most_repeated(group: Group, rows: Integers, seen: Integers) -> tuple[int, float]:
@@ -247,25 +272,22 @@ def extra_rows(group: Group, rows: Integers, seen: Integers, overshoot: float) -
     return np.maximum(seen[group.members] - allowed, 0)
 
 
-def extra_faults(run: Run, again: Replay) -> Iterable[str]:
+def extra_faults(planned: Planned, again: Replay) -> Iterable[str]:
     """No stream is read more often than its group allows."""
-    plan = run.order.plan
+    plan = planned.order.plan
     for group in plan.groups:
         extra = extra_rows(group, plan.rows, again.seen, again.planned_tokens / plan.duration)
         for stream, rows in zip(group.members, extra, strict=True):
             if rows:
-                yield f"{run.data.names[stream]}: {rows:,} rows more than max_repeats = {group.max_repeats} allows"
+                yield f"{planned.data.names[stream]}: {rows:,} rows more than max_repeats = {group.max_repeats} allows"
 
 
 def rolled_back(history: RunHistory) -> NDArray[np.bool_]:
     """(steps,) whether the step was undone by a rollback that stands: no later attempt began before it."""
-    starts = [event for event in history.events if event.name == "start"]
     steps = np.array([record.step for record in history.steps], dtype=np.int64)
     undone = np.zeros(len(steps), dtype=bool)
-    for event in history.events:
-        later = [start.step for start in starts if start.attempt > event.attempt]
-        if event.name == "rolled_back" and min(later, default=event.step) >= event.step:
-            undone |= (steps > event.values["to_step"]) & (steps <= event.step)
+    for event in history.standing("rolled_back"):
+        undone |= (steps > event.values["to_step"]) & (steps <= event.step)
     return undone
 
 
@@ -289,41 +311,52 @@ def audit(folder: Path, data_root: str | None = None) -> Audit:
     Raises:
         FileNotFoundError, ValueError: the ledger, a checkpoint or the shards are missing, broken, or of another run.
     """
-    run = Run.open(folder, data_root)
+    saved = Saved.open(folder)
+    planned = Planned.open(saved, data_root)
     history = read_ledger(folder)  # after the checkpoint: a run that goes on writes its ledger before each checkpoint
+    return compare(history, saved, planned)
+
+
+def compare(history: RunHistory, saved: Saved, planned: Planned | None) -> Audit:
+    """Compare a ledger with a checkpoint of its run, and with the plan where that is known."""
     steps = np.array([record.step for record in history.steps], dtype=np.int64)
-    # Steps beyond stand behind missing ones; the plan is not walked to a number that a broken disk made.
-    near = steps[steps <= run.state["step"] + len(steps)]
-    again = replay(run.order, planned_places(run.sizes, near))
-    lost, doubled = coverage(history.steps, run.state["rows"])
-    strange = list(place_faults(history.steps[: len(near)], again))
+    lost, doubled = coverage(history.steps, saved.state["rows"])
     faults = [
         *few(order_faults(history)),
-        *few(missing_steps(steps, run.state["step"])),
-        *few(strange),
+        *few(missing_steps(steps, saved.state["step"])),
         *few(repeat_faults(history)),
-        *few(clock_faults(history.steps, run)),
-        *few(stream_faults(history.steps, run)),
-        *few(extra_faults(run, again)),
+        *few(clock_faults(history.steps, saved)),
+        *few(stream_faults(history, saved)),
     ]
     skipped = Counter(record.skipped for record in history.steps if record.skipped is not None)
     reasons = "".join(f"; {number:,} {reason}" for reason, number in skipped.most_common())
     table = [
         ("attempts", f"{len(history.attempts):,}"),
-        ("steps", f"{len(steps):,}, the checkpoint after step {run.state['step']:,}"),
+        ("steps", f"{len(steps):,}, the checkpoint after step {saved.state['step']:,}"),
         ("rows", f"{sum(record.num_rows for record in history.steps):,}"),
         ("steps done more than once", describe_repeats(history)),
         ("rows lost", f"{lost:,}"),
         ("rows seen more often than planned", f"{doubled:,}"),
-        ("steps with other rows than planned", f"{len(strange):,}"),
         ("steps without an update", f"{sum(skipped.values()):,}{reasons}"),
         ("steps rolled back", f"{int(rolled_back(history).sum()):,}"),
     ]
-    for group in run.data.groups:
-        stream, times = most_repeated(group, run.order.plan.rows, again.seen)
+    if planned is None:
+        return Audit(table, faults, lost, doubled, None)
+    # Steps beyond stand behind missing ones; the plan is not walked to a number that a broken disk made.
+    near = steps[steps <= saved.state["step"] + len(steps)]
+    again = replay(planned.order, planned_places(planned.sizes, near))
+    strange = list(place_faults(history.steps[: len(near)], again))
+    faults += [*few(strange), *few(extra_faults(planned, again))]
+    table += [("steps with other rows than planned", f"{len(strange):,}"), *repeat_lines(planned, again)]
+    return Audit(table, faults, lost, doubled, len(strange))
+
+
+def repeat_lines(planned: Planned, again: Replay) -> Iterable[tuple[str, str]]:
+    """A line for each group: its most repeated language."""
+    for group in planned.data.groups:
+        stream, times = most_repeated(group, planned.order.plan.rows, again.seen)
         limit = "no limit" if group.max_repeats is None else f"max_repeats {group.max_repeats:g}"
-        table.append((f"largest repeats of {group.name}", f"{times:.2f} of {run.data.names[stream]}, {limit}"))
-    return Audit(table, faults)
+        yield f"largest repeats of {group.name}", f"{times:.2f} of {planned.data.names[stream]}, {limit}"
 
 
 def write_csv(history: RunHistory, path: Path) -> None:

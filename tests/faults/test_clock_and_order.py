@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from mmbert.checkpoint import newest_checkpoint, read_state
-from mmbert.ledger import StepRecord, read_ledger
+from mmbert.ledger import Step, read_ledger
 from mmbert.ledger_audit import audit
 from mmbert.mixture import Group, Plan
 from mmbert.row_order import RowOrder
@@ -56,9 +56,9 @@ def rows_of(outcomes: list[Outcome]) -> dict[int, list[int]]:
     return rows
 
 
-def what_was_read(record: StepRecord) -> tuple[object, ...]:
+def what_was_read(record: Step) -> tuple[object, ...]:
     """What the number of ranks must not change, to the bit."""
-    return record.step, record.first_row, record.num_rows, record.tokens, record.digest, record.streams
+    return record.step, record.first_row, record.num_rows, record.tokens, record.digest, record.stream_digest
 
 
 @pytest.mark.parametrize("first, then", [(1, 2), (2, 1)], ids=["one then two ranks", "two then one rank"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmbert.ledger import FILE, StepRecord, read_ledger
+from mmbert.ledger import FILE, Step, read_ledger
 from mmbert.ledger_audit import audit, main
 from tests.conftest import Corpus, Finished
 from tests.faults.oracle import check_same_end
@@ -30,9 +30,9 @@ def killed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "it" / "runs" / "phase1"
 
 
-def metrics(record: StepRecord) -> dict[str, object]:
-    """All of a record but the attempt that made it."""
-    return {name: getattr(record, name) for name in StepRecord.__slots__ if name != "attempt"}
+def metrics(record: Step) -> dict[str, object]:
+    """All of a record but the attempt that made it, and where it stands."""
+    return {name: getattr(record, name) for name in Step.__slots__ if name not in ("attempt", "place")}
 
 
 def test_three_kills_leave_each_step_once_with_the_metrics_of_an_uninterrupted_run(
