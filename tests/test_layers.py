@@ -11,7 +11,8 @@ LAYERS = [
     {"config", "typed", "flops", "device_peaks", "languages"},
     {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "checkpoint_files"},
     {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_audit"},
-    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"},
+    {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "published_shares", "launch"}
+    | {"evaluation", "benchmark"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

@@ -3,14 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from mmbert.config import RunConfig, load_config, read_yaml
 from mmbert.data import batch_sizes, read_languages
-from mmbert.mixture import temperature_shares
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import learning_rate_multiplier
 from mmbert.recipe_table import BASE, SMALL, languages, recipe
@@ -49,20 +47,6 @@ TOTALS = {
     "phase3-eng": (18.67, 3.26, 104.40),
     "phase3-cont": (13.63, 3.26, 103.31),
     "phase3-all": (11.59, 6.29, 114.23),
-}
-
-# Every sixth of the 59 languages that FineWeb2 has in all phases, by size: tokens in phase 1, phase 2, Decay-All.
-COUNTS = {
-    "rus": (115435806777, 30190326374, 2984939168),
-    "ita": (57312567533, 18295141096, 2146484815),
-    "tur": (24911024070, 10099775897, 1425117928),
-    "nob": (20925047379, 8894158913, 1341227367),
-    "ell": (16417908793, 7493090637, 1203041657),
-    "lit": (8762417832, 4796088487, 886817865),
-    "lvs": (6150049033, 3725594886, 754931679),
-    "fil": (2594565250, 2022473412, 508025244),
-    "tel": (2085498015, 1723380623, 563981383),
-    "swh": (1278170699, 1222882772, 378505344),
 }
 
 
@@ -208,15 +192,6 @@ def test_no_stream_stands_in_two_groups(path: str) -> None:
     groups = load_config(path).data.groups()
     streams = [(g.source, code) for name, g in groups.items() for code in read_languages(g.languages, name)]
     assert len(set(streams)) == len(streams)
-
-
-@pytest.mark.parametrize("column, tau, within", [(1, 0.5, 0.015), (2, 0.3, 0.11)])
-def test_the_published_counts_of_later_phases_follow_from_phase_1_by_tau(
-    column: int, tau: float, within: float
-) -> None:
-    counts = np.array(list(COUNTS.values()), dtype=np.float64)
-    predicted = temperature_shares(counts[:, 0], tau / 0.7)  # phase 1 is n^0.7 already
-    assert predicted == pytest.approx(counts[:, column] / counts[:, column].sum(), rel=within)
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_yamls() -> None:
