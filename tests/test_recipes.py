@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ FRAGMENTS = {
 }
 RUNS = [path for path in YAMLS if path not in FRAGMENTS]
 PAPER = BASE + SMALL
+SMOOTH = [f"yamls/smooth/{phase}.yaml" for phase in ("phase1", "phase2", "phase3")]
 ABLATIONS = [path for path in RUNS if path.startswith("yamls/ablations/")]
 TOKENS_PER_STEP = 4608 * 1024
 
@@ -192,6 +194,36 @@ def test_no_stream_stands_in_two_groups(path: str) -> None:
     groups = load_config(path).data.groups()
     streams = [(g.source, code) for name, g in groups.items() for code in read_languages(g.languages, name)]
     assert len(set(streams)) == len(streams)
+
+
+@pytest.mark.parametrize("kind", ["mask_rate", "tau"])
+def test_the_smooth_recipe_has_one_curve_without_a_jump_from_the_papers_first_value_to_its_last(kind: str) -> None:
+    """And without a kink: what neighbouring thousandths of a phase change it by differs by 1e-5 at most."""
+    curve: list[float] = []
+    for path in SMOOTH:
+        config = load_config(path)
+        schedule = config.mask_rate if kind == "mask_rate" else config.data.groups()["fineweb2"].tau
+        curve += [schedule.value(config.duration * i // 1000, config.duration) for i in range(1001)]
+    paper = [load_config(path) for path in (BASE[0], BASE[1], BASE[-1])]
+    values = [
+        phase.mask_rate.start if kind == "mask_rate" else phase.data.groups()["fineweb2"].tau.start for phase in paper
+    ]
+    assert [curve[0], curve[1001], curve[-1]] == pytest.approx(values)
+    steps = np.diff(curve)
+    assert (steps <= 1e-12).all()
+    assert np.abs(steps).max() <= np.pi / 2 * max(-np.diff(values)) / 1000 * 1.001
+    assert np.abs(np.diff(steps)).max() <= 1e-5
+
+
+def test_the_smooth_recipe_is_the_papers_in_all_else() -> None:
+    for path, paper in zip(SMOOTH, (BASE[0], BASE[1], BASE[-1]), strict=True):
+        smooth, base = load_config(path), load_config(paper)
+        groups = smooth.data.groups()
+        groups["fineweb2"] = replace(groups["fineweb2"], tau=base.data.groups()["fineweb2"].tau)
+        data = replace(smooth.data, mixture=groups)
+        changed = replace(smooth, name=base.name, run_root=base.run_root, mask_rate=base.mask_rate, data=data)
+        assert changed == replace(base, data=replace(base.data, mixture=base.data.groups()))
+    assert [load_config(path).parent for path in SMOOTH] == [None, "phase1", "phase2"]
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_yamls() -> None:
