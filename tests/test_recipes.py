@@ -22,6 +22,7 @@ FRAGMENTS = {
 }
 RUNS = [path for path in YAMLS if path not in FRAGMENTS]
 PAPER = BASE + SMALL
+SMOOTH = [f"yamls/smooth/{phase}.yaml" for phase in ("phase1", "phase2", "phase3")]
 ABLATIONS = [path for path in RUNS if path.startswith("yamls/ablations/")]
 TOKENS_PER_STEP = 4608 * 1024
 
@@ -49,20 +50,6 @@ TOTALS = {
     "phase3-eng": (18.67, 3.26, 104.40),
     "phase3-cont": (13.63, 3.26, 103.31),
     "phase3-all": (11.59, 6.29, 114.23),
-}
-
-# Every sixth of the 59 languages that FineWeb2 has in all phases, by size: tokens in phase 1, phase 2, Decay-All.
-COUNTS = {
-    "rus": (115435806777, 30190326374, 2984939168),
-    "ita": (57312567533, 18295141096, 2146484815),
-    "tur": (24911024070, 10099775897, 1425117928),
-    "nob": (20925047379, 8894158913, 1341227367),
-    "ell": (16417908793, 7493090637, 1203041657),
-    "lit": (8762417832, 4796088487, 886817865),
-    "lvs": (6150049033, 3725594886, 754931679),
-    "fil": (2594565250, 2022473412, 508025244),
-    "tel": (2085498015, 1723380623, 563981383),
-    "swh": (1278170699, 1222882772, 378505344),
 }
 
 
@@ -210,13 +197,34 @@ def test_no_stream_stands_in_two_groups(path: str) -> None:
     assert len(set(streams)) == len(streams)
 
 
-@pytest.mark.parametrize("column, tau, within", [(1, 0.5, 0.015), (2, 0.3, 0.11)])
-def test_the_published_counts_of_later_phases_follow_from_phase_1_by_tau(
-    column: int, tau: float, within: float
-) -> None:
-    counts = np.array(list(COUNTS.values()), dtype=np.float64)
-    predicted = temperature_shares(counts[:, 0], tau / 0.7)  # phase 1 is n^0.7 already
-    assert predicted == pytest.approx(counts[:, column] / counts[:, column].sum(), rel=within)
+@pytest.mark.parametrize("kind", ["mask_rate", "tau"])
+def test_the_smooth_recipe_has_one_curve_without_a_jump_from_the_papers_first_value_to_its_last(kind: str) -> None:
+    """And without a kink: what neighbouring thousandths of a phase change it by differs by 1e-5 at most."""
+    curve: list[float] = []
+    for path in SMOOTH:
+        config = load_config(path)
+        schedule = config.mask_rate if kind == "mask_rate" else config.data.groups()["fineweb2"].tau
+        curve += [schedule.value(config.duration * i // 1000, config.duration) for i in range(1001)]
+    paper = [load_config(path) for path in (BASE[0], BASE[1], BASE[-1])]
+    values = [
+        phase.mask_rate.start if kind == "mask_rate" else phase.data.groups()["fineweb2"].tau.start for phase in paper
+    ]
+    assert [curve[0], curve[1001], curve[-1]] == pytest.approx(values)
+    steps = np.diff(curve)
+    assert (steps <= 1e-12).all()
+    assert np.abs(steps).max() <= np.pi / 2 * max(-np.diff(values)) / 1000 * 1.001
+    assert np.abs(np.diff(steps)).max() <= 1e-5
+
+
+def test_the_smooth_recipe_is_the_papers_in_all_else() -> None:
+    for path, paper in zip(SMOOTH, (BASE[0], BASE[1], BASE[-1]), strict=True):
+        smooth, base = load_config(path), load_config(paper)
+        groups = smooth.data.groups()
+        groups["fineweb2"] = replace(groups["fineweb2"], tau=base.data.groups()["fineweb2"].tau)
+        data = replace(smooth.data, mixture=groups)
+        changed = replace(smooth, name=base.name, run_root=base.run_root, mask_rate=base.mask_rate, data=data)
+        assert changed == replace(base, data=replace(base.data, mixture=base.data.groups()))
+    assert [load_config(path).parent for path in SMOOTH] == [None, "phase1", "phase2"]
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_yamls() -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
 from mmbert.config import load_config
+from mmbert.ledger import read_ledger
 from tests.conftest import Corpus
 from tests.training_runs import Outcome, train, write_yamls
 
@@ -139,7 +140,7 @@ def test_a_finished_phase_is_left_alone(finished: tuple[Path, dict[str, Outcome]
 
 
 def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> None:
-    """20 steps, no dropout, microbatches of 1, 3 and 8 rows: equal within 1e-6 of the weights' norm.
+    """23 steps of 2, 4, 6 and then 8 rows, no dropout, microbatches of 1, 3 and 8: within 1e-6 of the weights' norm.
 
     No single tensor differs by 1e-5: the optimizer divides each gradient by its own size, rounding included.
     """
@@ -151,12 +152,14 @@ def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> N
             f"run_root={tmp_path}/{rows}",
             f"device_train_microbatch_size={rows}",
             "global_train_batch_size=8",
+            "batch_size_warmup={start: 2, tokens: 1280}",
             "model.attn_out_dropout=0.0",
             "duration=10300",
             "checkpoint.interval=1M",
         ]
         outcome = train(arguments, tmp_path / f"{rows}.jsonl")
         assert outcome.exit_code == 0, outcome.output
+        assert [len(step["rows"]) for step in outcome.steps[:7]] == [2, 2, 4, 4, 6, 6, 8]
         assert len(outcome.steps) >= 20
         weights[rows] = load_file(newest_checkpoint(tmp_path / str(rows) / "phase1") / "model.safetensors")
     norm = torch.stack([whole.norm() for whole in weights[8].values()]).norm()
@@ -169,9 +172,11 @@ def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> N
 
 @pytest.mark.fault(22)
 def test_two_ranks_train_as_one(corpus: Corpus, tmp_path: Path) -> None:
-    """Composer's launcher, gloo, no dropout: the same rows and masks, and weights within fp32 rounding."""
+    """Composer's launcher, gloo, no dropout, batch and learning rate warming up: the same rows, masks and rates, and
+    weights within fp32 rounding."""
     write_yamls(tmp_path, corpus)
     own = [f"{tmp_path}/phase1.yaml", "model.attn_out_dropout=0.0", "duration=2500"]
+    own.append("batch_size_warmup={start: 2, tokens: 500}")
     alone = train([*own, f"run_root={tmp_path}/alone"], tmp_path / "alone.jsonl")
     assert alone.exit_code == 0, alone.output
     launcher = [str(Path(sys.executable).with_name("composer")), "-n", "2", "main.py", *own, f"run_root={tmp_path}/two"]
@@ -182,6 +187,12 @@ def test_two_ranks_train_as_one(corpus: Corpus, tmp_path: Path) -> None:
     one, two = (newest_checkpoint(tmp_path / root / "phase1") for root in ("alone", "two"))
     for key in ("tokens", "rows", "tokens_per_stream"):
         assert read_state(one)[key] == read_state(two)[key]
+    first, second = (read_ledger(tmp_path / root / "phase1").steps for root in ("alone", "two"))
+    for step, other in zip(first, second, strict=True):
+        assert (step.first_row, step.num_rows, step.tokens) == (other.first_row, other.num_rows, other.tokens)
+        assert step.learning_rate == other.learning_rate
+    assert {step.num_rows for step in first} == {2, 4}
+    assert len({step.learning_rate for step in first}) > 5
     weights, others = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name, weight in weights.items():
         assert (others[name] - weight).norm() / weight.norm().clamp_min(1e-3) < 1e-5, name
