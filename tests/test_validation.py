@@ -147,6 +147,16 @@ def test_a_stop_in_the_step_of_a_validation_does_not_wait_for_it(corpus: Corpus,
     assert events(run_folder) == events(whole)
 
 
+def test_it_may_be_switched_on_in_a_run_that_goes_on(corpus: Corpus, whole: Path, tmp_path: Path) -> None:
+    yaml, record = prepare(tmp_path / "it", corpus), tmp_path / "steps.jsonl"
+    _, second, _ = events(whole)
+    assert train([yaml], record, kill_at=second, number=signal.SIGTERM).exit_code == 85
+    outcome = train([yaml, validated(corpus)], record)
+    assert outcome.exit_code == 0, outcome.output
+    found = events(tmp_path / "it" / "runs" / "phase1")
+    assert found == {step: values for step, values in events(whole).items() if step > second}
+
+
 def test_two_ranks_validate_each_document_once(corpus: Corpus, whole: Path, tmp_path: Path) -> None:
     yaml = prepare(tmp_path / "it", corpus)
     outcomes = train_ranks([yaml, validated(corpus), "duration=1000"], tmp_path / "steps.jsonl")
