@@ -40,7 +40,7 @@ MAKE_TOKENIZER := data_prep.train_tokenizer --input data/demo/text --vocab-size 
 else ifeq ($(TOKENIZER),gemma2)
 DATA := data/demo-gemma2
 RUNS := runs/demo-gemma2
-OVERRIDES := tokenizer=$(DATA)/tokenizer run_root=$(RUNS) model.vocab_size=256000
+OVERRIDES := tokenizer=$(DATA)/tokenizer run_root=$(RUNS) model.vocab_size=256000 validation.root=$(DATA)/shards-256
 MAKE_TOKENIZER := data_prep.gemma2
 else
 $(error TOKENIZER=$(TOKENIZER): must be own or gemma2)

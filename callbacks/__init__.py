@@ -13,6 +13,7 @@ from callbacks.planned_stop import PlannedStop
 from callbacks.progress import Progress
 from callbacks.run_ledger import RunLedger
 from callbacks.spike_rollback import SpikeRollback
+from callbacks.validation import Validation
 from mmbert.stop_request import StopRequest
 from mmbert.trainer import Phase
 
@@ -23,6 +24,7 @@ def build_callbacks(phase: Phase, request: StopRequest) -> list[Callback]:
     ledger = RunLedger(phase, mixture, finite)
     scores = LanguageScores(phase, mixture, finite, ledger)
     checkpointing = Checkpointing(phase, mixture, ledger, scores)
+    stop, liveness = PlannedStop(phase, request, checkpointing), Liveness(phase)
     return [
         MaskRatio(phase),
         mixture,
@@ -33,7 +35,8 @@ def build_callbacks(phase: Phase, request: StopRequest) -> list[Callback]:
         scores,
         SpikeRollback(phase, finite, ledger, checkpointing),
         Progress(phase),
-        PlannedStop(phase, request, checkpointing),
-        Liveness(phase),
+        stop,
+        liveness,
+        Validation(phase, stop, liveness, ledger),
         checkpointing,
     ]

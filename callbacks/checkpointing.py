@@ -18,11 +18,16 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0  # after a save that failed; an attempt writes gigabytes
 
 
-def encoder_of(state: State) -> MmBertForMaskedLM:
-    """The encoder inside Composer's model, wrapped by DDP or not."""
+def model_of(state: State) -> MaskedLM:
+    """Composer's model, wrapped by DDP or not."""
     model = getattr(state.model, "module", state.model)
     assert isinstance(model, MaskedLM)
-    return model.encoder
+    return model
+
+
+def encoder_of(state: State) -> MmBertForMaskedLM:
+    """The encoder inside Composer's model."""
+    return model_of(state).encoder
 
 
 class Checkpointing(Callback):

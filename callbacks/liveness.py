@@ -23,6 +23,10 @@ class Liveness(Callback):
         """The step is done."""
         self.watchdog.beat(f"rank {self.rank}, saving or waiting for the batch after step {int(state.timestamp.batch)}")
 
+    def validating(self, number: int) -> None:
+        """The next microbatch of a validation."""
+        self.watchdog.beat(f"rank {self.rank}, validating, microbatch {number + 1}")
+
     def fit_end(self, state: State, logger: Logger) -> None:
         """Nothing can hang any more."""
         self.watchdog.stop()

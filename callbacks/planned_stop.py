@@ -36,9 +36,12 @@ class PlannedStop(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Let all ranks agree, so that they stop after the same step."""
-        now = time()
-        self.longest_step = max(self.longest_step, now - self.step_began)
-        needed = SLURM_MARGIN + 2 * (self.longest_step + self.checkpointing.seconds)
-        is_late = now >= self.own_end or now + needed >= self.slurm_end
-        if self.ranks.any(self.request.is_asked or is_late):
+        self.longest_step = max(self.longest_step, time() - self.step_began)
+        if self.ranks.any(self.is_wanted()):
             state.stop_training()
+
+    def is_wanted(self) -> bool:
+        """Whether this rank was asked to stop, or its time is up."""
+        now = time()
+        needed = SLURM_MARGIN + 2 * (self.longest_step + self.checkpointing.seconds)
+        return self.request.is_asked or now >= self.own_end or now + needed >= self.slurm_end

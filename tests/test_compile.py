@@ -43,6 +43,18 @@ def test_all_layers_share_three_graphs_whatever_the_documents(graphs: list[torch
         assert own.grad.equal(expected.grad)
 
 
+def test_a_validation_makes_its_graphs_once_and_leaves_trainings(graphs: list[torch.fx.GraphModule]) -> None:
+    compiled = build(replace(SMALLEST, attn_out_dropout=0.1)).train()
+    compiled.compile_layers()
+    made = []
+    for _ in range(2):
+        compiled.train().loss(*batch_of([50, 150])).total.backward()
+        with torch.no_grad():
+            compiled.eval().loss(*batch_of([100, 100]))
+        made.append(len(graphs))
+    assert made == [6, 6]
+
+
 def test_compiled_layers_keep_their_names_in_a_checkpoint(graphs: list[torch.fx.GraphModule]) -> None:
     model = build(SMALLEST)
     names = list(model.state_dict())

@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 
 from mmbert.clock import batch_sizes, learning_rate_multiplier
 from mmbert.config import RunConfig, load_config, read_yaml
-from mmbert.mixture import temperature_shares
 from mmbert.model import MmBertForMaskedLM
 from mmbert.recipe_table import BASE, SMALL, languages, recipe
 from mmbert.streams import read_languages

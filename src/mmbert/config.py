@@ -161,6 +161,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Held-out bits per byte every `interval` tokens and at the end, under the same masks in all phases.
+
+    Attributes:
+        root: folder of the shards whose held-out split is read; phases with the same one compare.
+        source: folder of the source below `root/heldout`.
+        languages: codes; an entry that ends in `.txt` is a file with one code a line.
+        rows: the first so many of each language; None for all of them.
+    """
+
+    interval: Tokens
+    root: str
+    source: str
+    languages: list[str]
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
 class SpikesConfig:
     """A loss that stays high sends the run back to its last checkpoint from before, past the rows that were read since.
 
@@ -227,6 +245,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     batch_size_warmup: BatchWarmupConfig | None = None
     spikes: SpikesConfig | None = None
+    validation: ValidationConfig | None = None
     max_minutes: float | None = None
     hang_minutes: float = 30.0
     logging: LoggingConfig = field(default_factory=LoggingConfig)
@@ -301,6 +320,8 @@ def check_limits(config: RunConfig) -> None:
         "logging.interval_batches": config.logging.interval_batches,
         "logging.scores_interval_batches": config.logging.scores_interval_batches,
     }
+    if config.validation is not None:
+        positive |= {"validation.interval": config.validation.interval, "validation.rows": config.validation.rows}
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise ValueError(f"{key} = {value} must be above 0")

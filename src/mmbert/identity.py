@@ -10,6 +10,7 @@ MAY_CHANGE = {
     "device",
     "device_train_microbatch_size",
     "logging",
+    "validation",
     "checkpoint",
     "data.root",
     "data.num_workers",

@@ -30,12 +30,14 @@ from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.identity import KEPT, recipe
 from mmbert.ledger import last_saved_step
+from mmbert.manifest import Manifest
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.ranks import Ranks
 from mmbert.run_lock import RunLock, hold_run
 from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.validation import check_validation
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +48,18 @@ def device_of(config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase before training: its configuration, tokenizer and streams, all checked, and its folder held."""
+    """A phase before training: its configuration, tokenizer and streams, all checked, and its folder held.
+
+    Attributes:
+        heldout: manifests of the languages that are validated.
+    """
 
     config: RunConfig
     tokenizer: Tokenizer
     data: PhaseData
     ranks: Ranks
     locks: Sequence[RunLock]
+    heldout: tuple[Manifest, ...] = ()
 
     @classmethod
     def open(cls, config: RunConfig) -> "Phase":
@@ -68,7 +75,7 @@ class Phase:
                 f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
                 f"tokenizer {tokenizer.folder}"
             )
-        data = PhaseData.open(config, tokenizer)
+        data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device_of(config))
         locks: list[RunLock] = []
 
@@ -77,7 +84,7 @@ class Phase:
             locks.append(hold_run(config.run_folder))
 
         ranks.by_first(take_folder)
-        return cls(config, tokenizer, data, ranks, locks)
+        return cls(config, tokenizer, data, ranks, locks, heldout)
 
     def identity(self) -> dict[str, Any]:
         """All that a restart must have in common with the run, flat: key -> value."""
