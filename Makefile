@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo test faults bench profile check lock convert-to-hf
+.PHONY: help env demo clean-demo plan test faults bench profile check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -71,6 +71,10 @@ clean-demo:  ## remove what `make demo` made, for both tokenizers
 convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a Hugging Face model, its logits compared
 	@[ -n "$(CHECKPOINT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give CHECKPOINT=<folder> OUTPUT=<folder>" >&2; exit 1; }
 	$(BIN)/python -m mmbert.convert_to_hf --checkpoint "$(CHECKPOINT)" --output "$(OUTPUT)"
+
+# COUNTS=<csv> stands in for rows that are not there yet; OPTIONS="--gpus 16 --gpu A100 --mfu 0.3", or --compare.
+plan: env  ## CONFIG="<yaml> ..." [COUNTS=<csv>]: what a phase, or a chain in its order, will do and cost; trains nothing
+	$(BIN)/python -m mmbert.plan $(CONFIG) $(if $(COUNTS),--counts $(COUNTS)) $(OPTIONS)
 
 test: env  ## the whole CPU test suite
 	$(BIN)/python -m pytest

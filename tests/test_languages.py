@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmbert.data import read_languages
 from mmbert.languages import Language, find, table
+from mmbert.streams import read_languages
 
 LISTS = [f"yamls/languages/phase{phase}.txt" for phase in (1, 2, 3)]
 DEMO = [f"yamls/languages/demo-phase{phase}.txt" for phase in (1, 2, 3)]

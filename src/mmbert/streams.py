@@ -1,4 +1,5 @@
 """The streams of a phase and their groups, from its configuration alone."""
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def read_languages(entries: Sequence[str], key: str) -> list[str]:
             codes += [code for code in lines if code]
         else:
             raise FileNotFoundError(f"{key}.languages: no such file: {path}")
-    twice = sorted({code for code in codes if codes.count(code) > 1})
+    twice = sorted(code for code, number in Counter(codes).items() if number > 1)
     if twice or not codes:
         raise ValueError(f"{key}.languages: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")
     return codes

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mmbert.config import RunConfig, ValidationConfig
-from mmbert.data import Batch, Microbatches, read_languages
+from mmbert.data import Batch, Microbatches
 from mmbert.heldout import (
     MaskedDocument,
     MaskingPlan,
@@ -23,6 +23,7 @@ from mmbert.manifest import Manifest
 from mmbert.mixture import Integers
 from mmbert.ranks import Ranks
 from mmbert.scores import to_scores
+from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer
 
 PLAN = MaskingPlan(mask_rate=0.15, num_masks=1, seed=0)

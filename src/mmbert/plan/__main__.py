@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"{len(paths)} YAMLs: give " + ("two to compare" if options.compare else "at least one"))
         table = read_counts(options.counts) if options.counts else None
         hardware = Hardware.named(options.gpus, options.gpu, options.mfu, options.tokens_per_second)
-        chain = plan_chain(paths, overrides, table, hardware)
+        chain = plan_chain(paths, overrides, table, hardware, apart=options.compare)
         folder = options.output or Path(chain.plans[0].config.run_root) / "plan"
         print((compare if options.compare else plan)(chain, folder))
     sys.exit(int(chain.has_errors()))

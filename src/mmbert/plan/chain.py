@@ -32,13 +32,15 @@ class Chain:
 
 
 def plan_chain(
-    paths: Sequence[str], overrides: Sequence[str], table: Mapping[Name, Count] | None, hardware: Hardware | None
-) -> Chain:
+    paths: Sequence[str], overrides: Sequence[str], table: Mapping[Name, Count] | None, hardware: Hardware | None,
+    apart: bool = False,
+) -> Chain:  # fmt: skip
     """Plan the phases of these YAMLs.
 
     Args:
         overrides: `key.sub=value`, for every phase.
         hardware: left out where all phases say `device: cpu`.
+        apart: they are no chain, each is judged by itself.
 
     Raises:
         FileNotFoundError, ValueError: a configuration cannot be read.
@@ -48,7 +50,9 @@ def plan_chain(
         hardware = None
     plans = [plan_phase(path, config, table) for path, config in zip(paths, configs, strict=True)]
     parents = [find_parent(path, config, configs) for path, config in zip(paths, configs, strict=True)]
-    findings = [finding for plan in plans for finding in judge(plan, hardware)] + judge_chain(plans, parents)
+    findings = [finding for plan in plans for finding in judge(plan, hardware)]
+    chains = [slice(i, i + 1) for i in range(len(plans))] if apart else [slice(None)]
+    findings += [finding for part in chains for finding in judge_chain(plans[part], parents[part])]
     return Chain(tuple(plans), tuple(parents), hardware, tuple(findings))
 
 

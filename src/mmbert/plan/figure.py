@@ -39,9 +39,8 @@ def draw_schedules(panels: Sequence[Axes], chain: Chain) -> None:
         panel.set_xlabel("tokens")
         panel.xaxis.set_major_formatter(lambda value, _: quantity(value))
         panel.set_ylim(bottom=0)
-    for panel in panels[3:]:
+    for panel in panels[3:5]:
         panel.yaxis.set_major_formatter(lambda value, _: quantity(value))
-    panels[4].set(yscale="log")
     panels[0].legend()
 
 

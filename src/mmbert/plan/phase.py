@@ -192,15 +192,15 @@ def plan_phase(path: str, config: RunConfig, table: Mapping[Name, Count] | None)
     try:
         counts = counts_of_phase(config, streams, table)
         plan = Plan(groups, counts.rows, counts.tokens, config.duration, config.data.period_rows) if counts else None
-        row_tokens = config.duration / walk(plan, config.duration).rows if plan else float(config.max_seq_len)
+        read = walk(plan, config.duration) if plan else None
     except (FileNotFoundError, ValueError) as error:
-        counts, plan, row_tokens, problem = None, None, float(config.max_seq_len), str(error)
+        counts, read, problem = None, None, str(error)
+    row_tokens = config.duration / read.rows if read else float(config.max_seq_len)
     steps = tuple(stretches(sizes, config.duration / row_tokens))
-    if counts is None or plan is None:
+    if counts is None or read is None:
         lines = tuple(line_of_group(group, config, streams) for group in groups)
         return PhasePlan(path, config, groups, None, problem, lines, steps, row_tokens, None)
-    rows = sum(stretch.steps * stretch.batch_rows for stretch in steps)
-    read = walk(plan, rows * row_tokens)
+    read = read.up_to(sum(stretch.steps * stretch.batch_rows for stretch in steps))
     group_of = {int(member): group.name for group in groups for member in group.members}
     tokens = float(read.stream_tokens.sum())
     lines = tuple(

@@ -41,7 +41,8 @@ def chain_rows(chain: Chain) -> list[list[str]]:
         stay, _ = plan.checkpoints
         row = [config.name, quantity(config.duration), f"{plan.steps:,}"]
         row += [f"{config.global_train_batch_size:,} x {config.max_seq_len:,}", f"{config.optimizer.lr:g}"]
-        tau = max(plan.groups, key=lambda group: len(group.members)).tau  # the one that the paper speaks of
+        # the one that the paper speaks of
+        tau = max(plan.groups, key=lambda group: (len(group.members) > 1, group.share)).tau
         row += [path_of(config.mask_rate), path_of(tau), f"{config.model.global_rope_theta:,.0f}"]
         row += [gigabytes(stay * plan.checkpoint_bytes)]
         if hardware:

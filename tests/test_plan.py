@@ -1,0 +1,368 @@
+"""The plan: its arithmetic against brute force and the real model, its promises against a real training."""
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmbert.attention import Packing
+from mmbert.checkpoint import checkpoint_bytes, newest_checkpoint, prune, read_state, step_folders
+from mmbert.clock import batch_sizes
+from mmbert.config import ModelConfig, load_config
+from mmbert.mixture import Group, Plan
+from mmbert.model import MmBertForMaskedLM
+from mmbert.plan.__main__ import main
+from mmbert.plan.chain import Chain, plan_chain
+from mmbert.plan.counts import read_counts
+from mmbert.plan.numbers import activation_bytes, checkpoints_that_stay, num_parameters, saves, stretches, walk
+from mmbert.plan.phase import Hardware, learning_rate, plan_phase
+from mmbert.recipe_table import steps
+from mmbert.schedules import BatchSizes, Schedule
+from mmbert.streams import mixture_streams
+from tests.conftest import Corpus
+from tests.tiny_checkpoints import save_tiny
+from tests.training_runs import Outcome, prepare, train, write_yamls
+
+DEMO = [f"yamls/demo/phase{number}.yaml" for number in (1, 2, 3)]
+H100 = Hardware.named(8, "H100", 0.25, None)
+
+
+def write_counts(path: Path, configs: list[str], tokens: int = 10**9) -> Path:
+    """A table in which every stream of these YAMLs has some tokens, and no two the same."""
+    names = dict.fromkeys(name for config in configs for name in mixture_streams(load_config(config))[0])
+    lines = [f"{source},{language},{tokens + number}" for number, (source, language) in enumerate(names)]
+    path.write_text("\n".join(["source,language,tokens", *lines]) + "\n")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- arithmetic
+
+
+@pytest.mark.parametrize("shape", ["phase1", "small/phase1", "demo/phase1"])
+def test_parameters_and_checkpoints_are_counted_as_the_model_has_them(shape: str) -> None:
+    config = load_config(f"yamls/{shape}.yaml")
+    with torch.device("meta"):
+        model = MmBertForMaskedLM(config.model)
+    assert num_parameters(config.model) == sum(parameter.numel() for parameter in model.parameters())
+    assert plan_phase("", config, None).checkpoint_bytes == checkpoint_bytes(model)
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    """On the CPU, in bf16 autocast, within 2 %; there attention's output is held twice, but in the last layer."""
+    model = ModelConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2,
+        max_position_embeddings=128, global_rope_theta=1e5, local_rope_theta=1e4, global_attn_every_n_layers=2,
+        attn_out_dropout=0.0,
+    )  # fmt: skip
+    lengths, masked = [128] * 32, 600
+    encoder = MmBertForMaskedLM(model)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # one tensor of every storage, which keeps its place
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        ids, places = torch.randint(0, 64, (sum(lengths),), dtype=torch.int32), torch.arange(masked)
+        encoder.loss(ids, Packing.from_lengths(lengths, ids.device), places, places % 64)
+    of_activations = [tensor for tensor in kept.values() if tensor.shape[0] in (1, sum(lengths), masked)]
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in of_activations
+                   if tensor.untyped_storage().data_ptr() not in weights)  # fmt: skip
+    copies = 3 * sum(lengths) * 2 * model.hidden_size
+    assert activation_bytes(model, sum(lengths), masked) + copies == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("sizes", [BatchSizes([0], [8]), BatchSizes.build(32, 8, 500)], ids=["constant", "growing"])
+@pytest.mark.parametrize("needed", [1.0, 8.0, 8.5, 100.25, 499.0, 528.0, 10_000.5])
+def test_steps_are_those_of_a_loop_over_batches(sizes: BatchSizes, needed: float) -> None:
+    position, taken = 0, []
+    while position < needed:
+        taken.append(sizes.at(position))
+        position += taken[-1]
+    found = stretches(sizes, needed)
+    assert [stretch.batch_rows for stretch in found for _ in range(stretch.steps)] == taken
+
+
+def test_a_walk_over_the_periods_agrees_with_the_mixtures_own_sum() -> None:
+    rows, tokens = np.array([400, 90, 7]), np.array([25_000, 5_000, 300])
+    groups = (Group("a", 1.0, Schedule(0.8, "linear", 0.2), 40.0, np.arange(3)),)
+    plan = Plan(groups, rows, tokens, 100_000, 64)
+    for moment in (10, 5_000, 100_000):
+        read = walk(plan, moment)
+        assert read.stream_tokens == pytest.approx(plan.planned_tokens(moment))
+        assert read.stream_rows.sum() == pytest.approx(read.rows)
+        assert read.stream_rows @ (tokens / rows) == pytest.approx(moment)
+
+
+@pytest.mark.parametrize("keep, keep_every", [(1, None), (3, None), (2, 350), (1, 1000), (2, 50)])
+def test_checkpoints_that_stay_are_those_that_pruning_leaves(tmp_path: Path, keep: int, keep_every: int | None) -> None:
+    saved = saves(duration=1250, interval=150, step_tokens=40)
+    assert saved == [160, 320, 480, 600, 760, 920, 1080, 1200, 1280]
+    most = 0
+    for step, tokens in enumerate(saved, start=1):
+        save_tiny(tmp_path, step, seed=0, tokens=tokens)
+        most = max(most, len(step_folders(tmp_path)))
+        prune(tmp_path, keep, keep_every)
+    assert checkpoints_that_stay(saved, keep, keep_every) == (len(step_folders(tmp_path)), most)
+
+
+@pytest.mark.parametrize("name", ["phase1", "phase2", "phase3-all", "small/phase1", "demo/phase3"])
+def test_the_plan_has_the_steps_and_rates_of_the_recipes_tables(name: str) -> None:
+    config = load_config(f"yamls/{name}.yaml")
+    if name.startswith("demo"):
+        config = replace(config, data=replace(config.data, root="nowhere"))
+    plan = plan_phase("", config, None)
+    assert abs(plan.steps - steps(config)) <= 1
+    assert plan.curves()["learning rate"][-1] == learning_rate(config, config.duration)
+    assert 0 <= plan.tokens - config.duration < plan.step_tokens
+
+
+def test_time_is_flops_over_the_assumed_speed() -> None:
+    plan = plan_phase("", load_config("yamls/phase1.yaml", ["data.root=nowhere"]), None)
+    assert plan.seconds(H100) == pytest.approx(plan.tokens * plan.full_flops / (8 * 989.4e12 * 0.25))
+    known = replace(H100, tokens_per_second=2e6)
+    assert plan.seconds(known) == pytest.approx(plan.tokens / 2e6)
+
+
+# --------------------------------------------------------------------------------------------- against real training
+
+
+def test_training_does_what_was_planned(finished: tuple[Path, dict[str, Outcome]]) -> None:
+    """Steps, rows and learning rates to the digit."""
+    folder, outcomes = finished
+    paths = [str(folder / f"{name}.yaml") for name in outcomes]
+    chain = plan_chain(paths, [], None, None)
+    assert not chain.has_errors()
+    for plan, outcome in zip(chain.plans, outcomes.values(), strict=True):
+        state = read_state(newest_checkpoint(plan.config.run_folder))
+        assert (plan.steps, plan.rows) == (state["step"], state["rows"])
+        begins = [0, *(step["tokens"] for step in outcome.steps[:-1])]
+        assert [step["lr"] for step in outcome.steps] == [learning_rate(plan.config, tokens) for tokens in begins]
+
+
+def test_training_reads_of_every_language_what_was_planned_within_a_row(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
+) -> None:
+    """With periods of one batch, for inside a period rows are shuffled, and a phase may end in the midst of one."""
+    path = prepare(tmp_path / "run", corpus, "phase3", {"phase2": finished[0] / "runs" / "phase2"})
+    changes = ["data.period_rows=2", "duration=8000"]
+    outcome = train([path, *changes], tmp_path / "steps.jsonl")
+    assert outcome.exit_code == 0, outcome.output
+    plan = plan_phase("", load_config(path, changes), None)
+    state = read_state(newest_checkpoint(plan.config.run_folder))
+    assert (plan.steps, plan.rows) == (state["step"], state["rows"])
+    assert len(plan.lines) == 6
+    for line in plan.lines:
+        realised = state["tokens_per_stream"][f"{line.source}/{line.language}"]
+        assert abs(line.tokens - realised) <= plan.config.max_seq_len, line
+
+
+def test_counts_give_the_plan_that_the_manifests_give(corpus: Corpus, tmp_path: Path) -> None:
+    write_yamls(tmp_path, corpus)
+    config = load_config(tmp_path / "phase3.yaml")
+    from_rows = plan_phase("", config, None)
+    assert from_rows.counts is not None
+    names, _ = mixture_streams(config)
+    with (tmp_path / "counts.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source", "language", "tokens", "rows", "documents"])
+        for name, manifest in zip(names, from_rows.counts.manifests, strict=True):
+            writer.writerow([*name, manifest.tokens, manifest.rows, manifest.documents])
+    from_counts = plan_phase("", config, read_counts(tmp_path / "counts.csv"))
+    assert from_counts.lines == from_rows.lines
+    assert from_counts.steps == from_rows.steps
+    assert from_counts.document_flops == from_rows.document_flops
+    assert from_rows.document_flops is not None
+    assert from_rows.document_flops < from_rows.full_flops
+
+
+# ---------------------------------------------------------------------------------------------------------- findings
+
+
+def texts(chain: Chain, level: str) -> str:
+    return "\n".join(finding.text for finding in chain.findings if finding.level == level)
+
+
+@pytest.mark.parametrize(
+    "changes, level, said",
+    [
+        (["device_train_microbatch_size=50"], "warning", "48 rows a GPU are 0.96 microbatches of 50"),
+        (["global_train_batch_size=4", "batch_size_warmup=null"], "error", "too small for 8 GPUs"),
+        (["device_train_microbatch_size=144"], "warning", "are likely too much"),
+        (["precision=fp32"], "error", "need amp_bf16"),
+        (["checkpoint.interval=3T"], "warning", "longer than the phase"),
+        (["checkpoint.interval=1M"], "warning", "every step is saved"),
+        (["checkpoint.interval=100B"], "warning", "hours lie between two checkpoints"),
+        (["learning_rate.warmup=1T"], "warning", "warmup takes 43% of the phase"),
+        (["duration=30B"], "warning", "ends within batch_size_warmup"),
+        (["data.mixture.fineweb2.tau=1.5"], "warning", "is above 1"),
+        (["data.period_rows=10_000_000_000"], "warning", "tau never moves"),
+        (["duration=20M", "learning_rate.warmup=0", "batch_size_warmup=null"], "warning", "behind duration"),
+        (["data.mixture.fineweb2.max_repeats=1"], "error", "raise max_repeats to at least"),
+        (["data.mixture.dclm.max_repeats=20", "data.mixture.fineweb2.max_repeats=null"], "error", "at least 69.39"),
+        (["duration=1B", "learning_rate.warmup=0", "data.mixture.dclm.share=0.303835",
+          "data.mixture.books.share=0.000001"], "warning", "books: 1 of 1 streams get less than one row"),
+    ],
+    ids=lambda value: None if not isinstance(value, list) else value[0].partition("=")[0],
+)  # fmt: skip
+def test_what_is_worth_a_stop_is_said(tmp_path: Path, changes: list[str], level: str, said: str) -> None:
+    table = read_counts(write_counts(tmp_path / "counts.csv", ["yamls/phase1.yaml"], tokens=10_000_000_000))
+    plain = plan_chain(["yamls/phase1.yaml"], ["data.mixture.fineweb2.max_repeats=null"], table, H100)
+    if "null" not in changes[0]:
+        assert said not in texts(plain, level)
+    assert said in texts(plan_chain(["yamls/phase1.yaml"], changes, table, H100), level)
+
+
+@pytest.mark.parametrize(
+    "key, value, level, said",
+    [
+        ("global_train_batch_size", "288", "warning", "a step has 2,359,296 tokens, its parent's has 4,718,592"),
+        ("model.num_attention_heads", "6", "error", "model.num_attention_heads was 12, is 6"),
+        ("model.num_hidden_layers", "24", "error", "model.num_hidden_layers was 22, is 24"),
+        ("model.global_rope_theta", "10000", "warning", "model.global_rope_theta does not"),
+        ("run_root", "elsewhere", "error", "run_root = elsewhere"),
+        ("tokenizer", "other", "warning", "tokenizer = other"),
+        ("optimizer.lr", "0.01", "warning", "learning rate jumps from 0.0008"),
+        ("parent", "phase0", "warning", "its parent phase0 is not among the phases"),
+    ],
+)
+def test_a_phase_is_held_against_its_parent(tmp_path: Path, key: str, value: str, level: str, said: str) -> None:
+    yamls = Path("yamls").resolve()
+    path = tmp_path / "phase2.yaml"
+    section, _, name = key.rpartition(".")
+    inner = f"{section}: {{{name}: {value}}}" if section else f"{name}: {value}"
+    path.write_text(f"extends: [{yamls}/phase2.yaml]\n{inner}\n")
+    plain = plan_chain(["yamls/phase1.yaml", "yamls/phase2.yaml"], [], None, H100)
+    assert "as many tokens a step as phase1" in texts(plain, "ok")
+    assert said not in texts(plain, level)
+    assert said in texts(plan_chain(["yamls/phase1.yaml", str(path)], [], None, H100), level)
+
+
+def test_a_chain_in_the_wrong_order_is_an_error() -> None:
+    chain = plan_chain(DEMO[1::-1], ["data.root=nowhere"], None, None)
+    assert "stands before its parent phase1" in texts(chain, "error")
+
+
+# ------------------------------------------------------------------------------------------------------- the program
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int), ended.value.code
+    return ended.value.code
+
+
+def test_the_chain_is_written_as_text_table_figure_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = write_counts(tmp_path / "counts.csv", DEMO, tokens=100_000)
+    assert run([*DEMO, "--counts", str(counts), "--output", str(tmp_path / "plan")]) == 0
+    assert "phase3   yamls/demo/phase3.yaml   goes on from phase2" in capsys.readouterr().out
+    with (tmp_path / "plan" / "plan.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 12 + 40 + 532
+    for phase in ("phase1", "phase2", "phase3"):
+        assert sum(float(line["share"]) for line in lines if line["phase"] == phase) == pytest.approx(1.0)
+    assert (tmp_path / "plan" / "plan.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "plan" / "plan.html").read_text()
+    assert "http" not in page  # it opens offline
+    assert all(f"udhr/{line['language']}<" in page for line in lines)
+    assert "<td data-value=\"mask_rate.start\">mask_rate.start</td><td data-value=\"0.15\">" in page  # against phase2
+
+
+def test_without_rows_or_counts_groups_are_planned_and_both_remedies_named(tmp_path: Path) -> None:
+    assert run(["yamls/phase3-all.yaml", "data.root=nowhere", "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "plan.txt").read_text()
+    assert "data_prep.prepare" in text
+    assert "--counts" in text
+    assert "data.root = nowhere" in text
+    assert "changed against the parent" in text  # phase2.yaml lies beside
+    assert "(1,724 languages)" in (tmp_path / "plan.csv").read_text()
+
+
+def test_an_error_is_written_and_ends_with_status_1(tmp_path: Path) -> None:
+    counts = tmp_path / "counts.csv"
+    counts.write_text("source,language,tokens\nudhr,eng,5\n")
+    assert run([DEMO[0], "--counts", str(counts), "--output", str(tmp_path)]) == 1
+    assert "no line for 11 of 12 streams" in (tmp_path / "plan.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("source,tokens\n", "columns source, tokens; must be source, language, tokens"),
+        ("source,language,tokens,size\n", "may be rows, documents"),
+        ("source,language,tokens\na,b,1\na,b,2\n", "line 3: a/b stands there twice"),
+        ("source,language,tokens\na,b,1.5\n", "line 2: tokens = '1.5' must be a whole number"),
+        ("source,language,tokens\na,b,0\n", "line 2: tokens = '0' must be a whole number above 0"),
+    ],
+)
+def test_a_table_of_counts_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "counts.csv").write_text(text)
+    with pytest.raises(ValueError, match="--counts") as refused:
+        read_counts(tmp_path / "counts.csv")
+    assert said in str(refused.value)
+
+
+def test_a_gpu_that_is_in_no_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="--gpu 'B300' is not in the table; it has H100"):
+        Hardware.named(8, "B300", 0.25, None)
+    assert Hardware.named(1, "A100", 0.5, None).memory == 80e9
+    assert Hardware.named(1, "H200", 0.5, None).memory == 141e9
+
+
+def test_a_comparison_shows_only_what_differs(tmp_path: Path) -> None:
+    counts = write_counts(tmp_path / "counts.csv", ["yamls/phase3-cont.yaml", "yamls/phase3-all.yaml"])
+    files = ["yamls/phase3-cont.yaml", "yamls/phase3-all.yaml"]
+    assert run(["--compare", *files, "--counts", str(counts), "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "compare.txt").read_text()
+    assert "data.mixture.fineweb2_new.max_repeats\n    -\n    1.2" in text
+    assert "optimizer" not in text
+    assert "parameters" not in text
+    with (tmp_path / "compare.csv").open() as file:
+        rows = {row["language"]: row for row in csv.DictReader(file)}
+    assert sum(float(row["difference"]) for row in rows.values()) == pytest.approx(0.0, abs=1e-6)
+    assert float(rows["fao"]["share in phase3-cont"]) == 0.0
+    assert "http" not in (tmp_path / "compare.html").read_text()
+
+
+def test_the_plan_needs_neither_torch_nor_composer() -> None:
+    check = "import sys, mmbert.plan.__main__; sys.exit(str({'torch', 'composer', 'optimi'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert ended.stderr.strip() == "set()"
+
+
+def test_three_sources_of_1833_languages_fit_in_megabytes(tmp_path: Path) -> None:
+    languages = "[eng, yamls/languages/phase1.txt, yamls/languages/phase2.txt, yamls/languages/phase3.txt]"
+    groups = ", ".join(
+        f"{name}: {{source: {name}, languages: {languages}, share: {share}, "
+        f"tau: {{kind: linear, start: 0.7, end: 0.3}}, max_repeats: {cap}}}"
+        for name, share, cap in (("one", 0.5, 5), ("two", 0.3, 5), ("three", 0.2, 5))
+    )
+    path = tmp_path / "large.yaml"
+    base = Path("yamls/common.yaml").resolve(), Path("yamls/model/base.yaml").resolve()
+    path.write_text(
+        f"extends: [{base[0]}, {base[1]}]\nname: large\nduration: 3T\nmax_seq_len: 1024\n"
+        "global_train_batch_size: 4608\ndevice_train_microbatch_size: 48\nmask_rate: 0.3\n"
+        "model: {global_rope_theta: 10000, local_rope_theta: 10000}\nlearning_rate: {shape: one_minus_sqrt}\n"
+        f"data: {{root: nowhere, mixture: {{{groups}}}}}\n"
+    )
+    streams, _ = mixture_streams(load_config(path))
+    sizes = np.random.default_rng(0).lognormal(17, 3, len(streams)).astype(np.int64) * 1000 + 200
+    lines = [f"{source},{language},{size}" for (source, language), size in zip(streams, sizes, strict=True)]
+    (tmp_path / "counts.csv").write_text("\n".join(["source,language,tokens", *lines]))
+    assert len(streams) == 3 * 1833
+    assert run([str(path), "--counts", str(tmp_path / "counts.csv"), "--output", str(tmp_path / "plan")]) == 0
+    assert sum(file.stat().st_size for file in (tmp_path / "plan").iterdir()) < 10e6
+    with (tmp_path / "plan" / "plan.csv").open() as file:
+        planned = list(csv.DictReader(file))
+    assert sum(float(line["tokens"]) for line in planned) == pytest.approx(3e12, rel=1e-5)
+    assert max(float(line["repeats"]) for line in planned) <= 5.001
+    assert len(batch_sizes(load_config(path)).sizes) == 1
