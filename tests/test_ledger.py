@@ -253,8 +253,3 @@ def test_streams_stay_in_the_file_and_are_read_again(tmp_path: Path) -> None:
 def test_events_that_a_later_attempt_made_again_do_not_stand(tmp_path: Path) -> None:
     standing = streams_of_three_attempts(tmp_path).standing("scores")
     assert [(event.attempt, event.step) for event in standing] == [(1, 1), (2, 2), (3, 3)]
-
-
-def test_unlike_streams_with_the_same_sum_differ() -> None:
-    assert step(streams={"a": 1, "b": 2}) != step(streams={"a": 2, "b": 1})
-    assert step(streams={"a": 1, "b": 2}) == step(streams={"b": 2, "a": 1})

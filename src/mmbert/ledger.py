@@ -35,7 +35,6 @@ class Step:
     Attributes:
         attempt ... skipped: see `StepRecord`.
         stream_tokens: sum over its streams.
-        stream_digest: differs where the streams differ; the same number only within this process.
         place: of its line in the file, in bytes.
     """
 
@@ -51,16 +50,13 @@ class Step:
     loss: float | None
     skipped: str | None
     stream_tokens: int
-    stream_digest: int
     place: int = field(default=-1, compare=False)
 
     @classmethod
     def of(cls, record: StepRecord, place: int = -1) -> "Step":
         """Sum up a record's streams."""
         same: dict[str, Any] = {key: getattr(record, key) for key in STEP_KEYS if key != "streams"}
-        streams = record.streams
-        digest = hash(frozenset(streams.items()))
-        return cls(**same, stream_tokens=sum(streams.values()), stream_digest=digest, place=place)
+        return cls(**same, stream_tokens=sum(record.streams.values()), place=place)
 
     @property
     def last_row(self) -> int:

@@ -32,7 +32,7 @@ from mmbert.schedules import BatchSizes
 from mmbert.tokenizer import load_tokenizer
 from mmbert.typed import build
 
-SAME = ("first_row", "num_rows", "tokens", "digest", "stream_digest")  # of a step, however often it is done
+SAME = ("first_row", "num_rows", "tokens", "digest")  # of a step, however often it is done
 SHOWN = 5  # faults of one kind
 
 
@@ -214,20 +214,20 @@ def place_faults(steps: Sequence[Step], again: Replay) -> Iterable[str]:
             yield f"step {record.step} read other rows than those that the plan puts at [{first}, {last})"
 
 
-def differences(one: Step, other: Step) -> list[str]:
-    """What differs between two records of a step and must not."""
-    return [key for key in SAME if getattr(one, key) != getattr(other, key)]
+def differences(history: RunHistory, one: Step, other: Step) -> dict[str, tuple[Any, Any]]:
+    """What differs between two records of a step and must not: key -> its two values."""
+    values = {key: (getattr(one, key), getattr(other, key)) for key in SAME}
+    values["streams"] = (history.streams_of(one), history.streams_of(other))
+    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
 
 def repeat_faults(history: RunHistory) -> Iterable[str]:
     """A step that was done again had the same rows and tokens."""
     for earlier, kept in history.repeated:
-        if keys := differences(earlier, kept):
-            both = (earlier, kept)
-            found = [history.streams_of(r) if keys[0] == "stream_digest" else getattr(r, keys[0]) for r in both]
-            values = " and ".join(str(value)[:60] for value in found)
-            names = ", ".join(keys).replace("stream_digest", "streams")
-            yield f"step {kept.step}: attempts {earlier.attempt} and {kept.attempt} differ in {names}: {values}"
+        if unlike := differences(history, earlier, kept):
+            values = " and ".join(str(value)[:60] for value in next(iter(unlike.values())))
+            attempts = f"attempts {earlier.attempt} and {kept.attempt}"
+            yield f"step {kept.step}: {attempts} differ in {', '.join(unlike)}: {values}"
 
 
 def clock_faults(steps: Sequence[Step], saved: Saved) -> Iterable[str]:
@@ -294,7 +294,7 @@ def rolled_back(history: RunHistory) -> NDArray[np.bool_]:
 def describe_repeats(history: RunHistory) -> str:
     """How many steps were done again, and how like their first time."""
     again = len({kept.step for _, kept in history.repeated})
-    unlike = len({kept.step for earlier, kept in history.repeated if differences(earlier, kept)})
+    unlike = len({kept.step for earlier, kept in history.repeated if differences(history, earlier, kept)})
     losses = [(one.loss, kept.loss) for one, kept in history.repeated if one.loss != kept.loss]
     largest = max((abs(one - kept) for one, kept in losses if one is not None and kept is not None), default=0.0)
     rows = f"{unlike:,} with other rows or tokens" if unlike else "with the same rows and tokens"
