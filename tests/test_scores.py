@@ -53,7 +53,7 @@ def test_sums_are_those_of_each_stream_and_the_same_bits_in_any_order() -> None:
     assert from_scores(NAMES, scores).equal(sums)
 
 
-def test_a_language_is_summed_over_its_sources_and_a_source_over_its_languages() -> None:
+def test_streams_are_summed_up_by_language_source_and_script() -> None:
     scores = {"web/fao": Score(10, 20.0, 1), "web/isl": Score(10, 40.0, 5), "books/isl": Score(30, 60.0, 5)}
     found = metrics(scores, {"web/fao": 100, "web/isl": 200, "books/isl": 300})
     assert found["loss/train/language/isl"] == 100 / 40
@@ -61,7 +61,15 @@ def test_a_language_is_summed_over_its_sources_and_a_source_over_its_languages()
     assert found["tokens/train/language/isl"] == 500
     assert found["loss/train/source/web"] == 60 / 20
     assert found["tokens/train/source/books"] == 300
-    assert len(found) == 3 * (2 + 2)
+    assert found["loss/train/script/Latn"] == 120 / 50
+    assert found["tokens/train/script/Latn"] == 600
+    assert len(found) == 3 * (2 + 2 + 1)
+
+
+def test_a_language_that_no_list_knows_is_of_an_unknown_script() -> None:
+    found = metrics({"web/rus": Score(1, 1.0, 1), "web/laa": Score(1, 2.0, 0)}, {"web/rus": 1, "web/laa": 1})
+    assert found["loss/train/script/Cyrl"] == 1.0
+    assert found["loss/train/script/unknown"] == 2.0
 
 
 def test_events_cover_every_step_once_and_their_losses_are_the_steps_losses(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmbert.languages import find
 from mmbert.linear_cross_entropy import Losses
 from mmbert.mixture import Integers
 
@@ -69,8 +70,14 @@ def language_of(name: str) -> str:
     return name.partition("/")[2]
 
 
-PARTS: dict[str, Callable[[str], str]] = {"source": source_of, "language": language_of}
-"""What streams are summed up by: the kind of a sum -> which of them a stream belongs to. Scripts belong here, too."""
+def script_of(name: str) -> str:
+    """Of the stream `source/language`; "unknown" where mmbert/languages.csv does not have it."""
+    language = find(language_of(name))
+    return language.script if language and language.script else "unknown"
+
+
+PARTS: dict[str, Callable[[str], str]] = {"source": source_of, "language": language_of, "script": script_of}
+"""What streams are summed up by: the kind of a sum -> which of them a stream belongs to."""
 
 
 def summed_up(scores: Mapping[str, Score], key: Callable[[str], str]) -> dict[str, Score]:
