@@ -43,7 +43,9 @@ def walk(seed: int, key: int, shard_rows: Integers, first: int, last: int) -> In
         if (low, high) == (0, total):
             parts.append(np.arange(total))  # a whole pass has every row once, whatever the order
             continue
-        order = np.random.default_rng([seed, SHARD_ORDER, key, number]).permutation(len(shard_rows))
+        order = np.zeros(1, dtype=np.int64)
+        if len(shard_rows) > 1:  # else there is one order, and making a generator is what takes time
+            order = np.random.default_rng([seed, SHARD_ORDER, key, number]).permutation(len(shard_rows))
         ends = np.cumsum(shard_rows[order])
         begins = ends - shard_rows[order]
         for place in range(np.searchsorted(ends, low, "right"), np.searchsorted(begins, high, "left")):
