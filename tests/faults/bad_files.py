@@ -144,14 +144,6 @@ def rewrite(stream: Path, rows: Sequence[RowLists], **columns: str) -> None:
     vouch_for_shard(stream, len(rows))
 
 
-def without_vocabulary_check() -> None:
-    """Masking, the second that looks at ids, takes a few more than the tokenizer has."""
-    import callbacks.mask_ratio
-
-    original = callbacks.mask_ratio.Vocabulary
-    replace(callbacks.mask_ratio, "Vocabulary", lambda size, *others: original(size + 64, *others))
-
-
 def vouch_for_shard(stream: Path, rows: int) -> None:
     """Let index and manifest fit the stream's only shard as it is now, whatever it holds."""
     record = record_of(stream / "shard.00000.mds", rows)
