@@ -22,7 +22,6 @@ from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, Manifest, ShardRecord, read_manifest, write_manifest
 from mmbert.shards import LanguageShards
 from tests.faults.injected import before_step, is_rank, now
-from tests.guards import replace
 
 RowLists = tuple[list[int], list[int]]  # input_ids and lengths
 

@@ -51,11 +51,10 @@ def read_heldout(shards: Path, manifest: Manifest) -> HeldoutLanguage:
     """
     folder = stream_folder(shards, manifest.split, manifest.source, manifest.language)
     rows = LanguageShards([folder], [manifest]).rows([(0, number) for number in range(manifest.rows)])
-    documents = [ids for row in rows for ids in split_row(row.input_ids, row.lengths)]
-    return HeldoutLanguage(manifest.language, documents, manifest.text_bytes)
+    return HeldoutLanguage(manifest.language, split_row(rows.input_ids, rows.lengths), manifest.text_bytes)
 
 
 def split_row(input_ids: TokenIds, lengths: NDArray[np.uint16]) -> list[TokenIds]:
-    """Documents of one packed row: input_ids (sum of lengths,) -> one array for each length."""
+    """Documents of packed rows: input_ids (sum of lengths,) -> one array for each length."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return np.split(input_ids, ends[:-1])
