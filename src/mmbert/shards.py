@@ -5,9 +5,10 @@ that keeps shared memory and lock files that a killed run leaves behind, never l
 already local, and takes longer over a row than all the rest of our loader (docs/architecture.md, docs/benchmarks.md).
 """
 import os
+import resource
 import struct
+import weakref
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +25,9 @@ Sample = tuple[bytes, bytes]  # the values of its ids and of its lengths
 class LanguageShards:
     """The rows of several streams.
 
-    A process checks a shard once, when it first needs a row of it; forked copies keep what was checked before. No file
-    stays open: thousands of streams would need thousands of them.
+    A process checks a shard once, when it first needs a row of it; forked copies keep what was checked before. Of the
+    shards that it reads `most_open()` stay open, for opening a file costs as much as all else that is done for a row;
+    of more, the one opened first is closed.
 
     Raises:
         ValueError: the streams are not of one tokenizer and row length.
@@ -38,6 +40,9 @@ class LanguageShards:
         self.folders, self.manifests = folders, manifests
         self.ends = [np.cumsum([shard.rows for shard in m.shards.values()]).tolist() for m in manifests]
         self.paths: dict[tuple[int, int], str] = {}  # of the shards that were checked
+        self.files: dict[str, int] = {}  # path -> descriptor, in the order in which they were opened
+        self.most_open = most_open()
+        weakref.finalize(self, close, self.files)
 
     def row(self, stream: int, number: int) -> Row:
         """Row `number` of a stream; see `rows`."""
@@ -50,7 +55,7 @@ class LanguageShards:
         Raises:
             OSError, ValueError: a shard is missing, cannot be read or is not what was written; names the file.
         """
-        samples = self._read(wanted)
+        samples = [self._read(stream, number) for stream, number in wanted]
         rows = decode(samples)
         if find_fault(rows, self.manifests[0]):  # all at once, for that costs hardly more than one
             for (stream, number), sample in zip(wanted, samples, strict=True):
@@ -71,26 +76,22 @@ class LanguageShards:
         self.paths[stream, shard] = path
         return path
 
-    def _read(self, wanted: Sequence[tuple[int, int]]) -> list[Sample]:
-        """The same rows as bytes; a shard is opened once for all its rows."""
-        found: dict[str, list[tuple[int, int]]] = defaultdict(list)  # path -> (index in `wanted`, number in the shard)
-        for index, place in enumerate(wanted):
-            path, within = self._place(*place)
-            found[path].append((index, within))
-        samples: list[Sample] = [(b"", b"")] * len(wanted)
-        for path, places in found.items():
-            try:
-                file = os.open(path, os.O_RDONLY)
-                try:
-                    for index, within in places:
-                        samples[index] = read_sample(file, within)
-                finally:
-                    os.close(file)
-            except OSError as error:
-                raise unreadable(path, error) from None
-            except Exception as error:  # garbage may raise anything
-                raise ValueError(f"{path} row {within}: cannot be decoded ({error}); {REMEDY}") from None
-        return samples
+    def _read(self, stream: int, number: int) -> Sample:
+        path, within = self._place(stream, number)
+        try:
+            file = self.files.get(path)
+            return read_sample(self._open(path) if file is None else file, within)
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except Exception as error:  # garbage may raise anything
+            raise ValueError(f"{path} row {within}: cannot be decoded ({error}); {REMEDY}") from None
+
+    def _open(self, path: str) -> int:
+        """Descriptor of a shard that is not open."""
+        while len(self.files) >= self.most_open:
+            os.close(self.files.pop(next(iter(self.files))))
+        self.files[path] = os.open(path, os.O_RDONLY)
+        return self.files[path]
 
     def _place(self, stream: int, number: int) -> tuple[str, int]:
         """Path of the checked shard that holds a row, and the row's number in it."""
@@ -98,6 +99,17 @@ class LanguageShards:
         shard = bisect_right(ends, number)
         path = self.paths.get((stream, shard)) or self.check(stream, shard)
         return path, number - (ends[shard - 1] if shard else 0)
+
+
+def most_open() -> int:
+    """Shards that may be open at a time: a quarter of the files that this process may open (`ulimit -n`)."""
+    return min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def close(files: dict[str, int]) -> None:
+    """Close all of them."""
+    for file in files.values():
+        os.close(file)
 
 
 def unreadable(path: str, error: OSError) -> OSError:
