@@ -19,7 +19,7 @@ from mmbert.data import (
     lay_end_to_end,
     read_ahead,
 )
-from mmbert.packing import Row
+from mmbert.packing import Row, Rows
 from mmbert.ranks import Ranks
 from mmbert.streams import read_languages
 from mmbert.tokenizer import load_tokenizer
@@ -34,7 +34,7 @@ def row(position: int, lengths: list[int]) -> tuple[tuple[int, int, int], Row]:
 
 
 PLACED = [row(1, [3, 4]), row(2, [7]), row(3, [1, 1, 5]), row(4, [2])]
-PLACES, ROWS = [place for place, _ in PLACED], [row for _, row in PLACED]
+PLACES, ROWS = [place for place, _ in PLACED], Rows.of([row for _, row in PLACED])
 
 
 def masked_batch() -> dict:
@@ -46,7 +46,7 @@ def masked_batch() -> dict:
 
 def test_rows_lie_end_to_end_with_the_borders_of_all_documents() -> None:
     batch = lay_end_to_end(PLACES, ROWS)
-    assert batch["input_ids"].tolist() == [int(i) for r in ROWS for i in r.input_ids]
+    assert batch["input_ids"].tolist() == [int(i) for _, r in PLACED for i in r.input_ids]
     assert batch["lengths"].tolist() == [3, 4, 7, 1, 1, 5, 2]
     assert batch["row_tokens"] == [7, 7, 7, 2]
     assert batch["row_documents"] == [2, 1, 3, 1]
@@ -55,7 +55,7 @@ def test_rows_lie_end_to_end_with_the_borders_of_all_documents() -> None:
 
 def test_ids_above_sixteen_bits_survive() -> None:
     large = Row(np.array([255_934, 255_999], dtype=np.uint32), np.array([2], dtype=np.uint16))
-    assert lay_end_to_end([(0, 0, 0)], [large])["input_ids"].tolist() == [255_934, 255_999]
+    assert lay_end_to_end([(0, 0, 0)], Rows.of([large]))["input_ids"].tolist() == [255_934, 255_999]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])

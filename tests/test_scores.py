@@ -22,11 +22,12 @@ EVERY_6 = "logging.scores_interval_batches=6"  # checkpoints come every four to 
 
 def events(run_folder: Path) -> list[dict[str, Any]]:
     """What every stretch of steps did; of a stretch that was done again, the later attempt's."""
+    history = read_ledger(run_folder)
     latest: dict[int, dict[str, Any]] = {}
-    for event in read_ledger(run_folder).events:
+    for event in history.events:
         if event.name == "scores":
             values = {key: value for key, value in event.values.items() if key != "seconds"}
-            latest[event.step] = {"step": event.step, **values}
+            latest[event.step] = {"step": event.step, **values, "streams": history.streams_of(event)}
     return [latest[step] for step in sorted(latest)]
 
 
@@ -79,20 +80,23 @@ def test_events_cover_every_step_once_and_their_losses_are_the_steps_losses(
     outcome = train([yaml, EVERY_6, "device_train_microbatch_size=3"], tmp_path / "steps.jsonl")
     assert outcome.exit_code == 0, outcome.output
     run_folder = tmp_path / "it" / "runs" / "phase1"
-    steps, found = read_ledger(run_folder).steps, events(run_folder)
+    history, found = read_ledger(run_folder), events(run_folder)
+    steps = history.steps
     assert [event["from_step"] for event in found] == [0, *(event["step"] for event in found[:-1])]
     assert [event["step"] for event in found[:-1]] == list(range(6, len(steps), 6))
     assert found[-1]["step"] == len(steps)
     recorded = outcome.steps
     for event in found:
         stretch = slice(event["from_step"], event["step"])
-        assert event["tokens"] == sum(sum(step.streams.values()) for step in steps[stretch])
-        labels = [round(step["masked"] * sum(own.streams.values()))
-                  for step, own in zip(recorded[stretch], steps[stretch], strict=True)]  # fmt: skip
+        assert event["tokens"] == sum(step.stream_tokens for step in steps[stretch])
+        labels = [
+            round(step["masked"] * own.stream_tokens)
+            for step, own in zip(recorded[stretch], steps[stretch], strict=True)
+        ]
         assert sum(score[0] for score in event["streams"].values()) == sum(labels)
         loss = sum(step.loss * count for step, count in zip(steps[stretch], labels, strict=True))
         assert sum(score[1] for score in event["streams"].values()) == pytest.approx(loss, rel=1e-5)
-        assert event["streams"].keys() == {name for step in steps[stretch] for name in step.streams}
+        assert event["streams"].keys() == {name for step in steps[stretch] for name in history.streams_of(step)}
         assert all(0 <= correct <= count for count, _, correct in event["streams"].values())
 
 
@@ -136,6 +140,6 @@ def test_a_skipped_step_does_not_count(corpus: Corpus, tmp_path: Path, fault: An
     steps = read_ledger(run_folder).steps
     assert [step.step for step in steps if step.skipped] == [2]
     (event,) = events(run_folder)[:1]
-    labels = [round(own["masked"] * sum(step.streams.values())) for own, step in zip(outcome.steps, steps, strict=True)]
+    labels = [round(own["masked"] * step.stream_tokens) for own, step in zip(outcome.steps, steps, strict=True)]
     assert sum(score[0] for score in event["streams"].values()) == sum(labels[: event["step"]]) - labels[1]
     json.dumps(event, allow_nan=False)

@@ -1,4 +1,5 @@
 """Rows by number: the right ones, and none of a shard that is not what was written."""
+import os
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from streaming import StreamingDataset
 
+import mmbert.shards
 from mmbert.manifest import read_manifest
 from mmbert.shards import LanguageShards
 from tests.conftest import Corpus
@@ -70,9 +72,42 @@ def test_what_happens_to_a_shard_after_its_check_is_still_no_row(folders: list[P
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(ValueError, match=f"{path} row 1"):
         shards.row(0, 1)
+
+
+@pytest.mark.fault(11, 23)
+def test_a_shard_that_goes_away_is_read_on_where_it_is_open_and_named_elsewhere(folders: list[Path]) -> None:
+    reading, about_to_read = open_shards(folders), open_shards(folders)
+    path = folders[0] / "shard.00000.mds"
+    reading.row(0, 0)
+    about_to_read.check(0, 0)
     path.unlink()
+    assert len(reading.row(0, 1).input_ids)
     with pytest.raises(OSError, match=f"{path} cannot be read: No such file or directory; look at the disk"):
-        shards.row(0, 1)
+        about_to_read.row(0, 1)
+
+
+def open_files() -> list[str]:
+    """The shards that this process has open."""
+    links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return sorted(link for link in links if link.endswith(".mds"))
+
+
+@pytest.mark.fault(25)
+def test_no_more_shards_stay_open_than_may_and_none_without_the_object(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = open_shards(folders)
+    wanted = [(stream, number) for number in range(3) for stream in (0, 1)]
+    rows = both.rows(wanted)
+    assert open_files() == [str(folder / "shard.00000.mds") for folder in folders]
+    monkeypatch.setattr(mmbert.shards, "most_open", lambda: 1)
+    one = open_shards(folders)
+    assert np.array_equal(one.rows(wanted).input_ids, rows.input_ids)
+    assert len(open_files()) == 3
+    del one
+    assert len(open_files()) == 2
+    del both
+    assert open_files() == []
 
 
 @pytest.mark.fault(28)

@@ -21,7 +21,7 @@ from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig
 from mmbert.manifest import Manifest, check_stream, stream_folder
 from mmbert.mixture import Group, Integers, Plan
-from mmbert.packing import Row
+from mmbert.packing import Rows
 from mmbert.processes import die_with_parent
 from mmbert.ranks import Ranks
 from mmbert.row_order import RowOrder, row_hashes
@@ -103,7 +103,7 @@ class PackedRows(Dataset):
             return error
 
 
-def lay_end_to_end(places: Sequence[Place], rows: Sequence[Row]) -> Batch:
+def lay_end_to_end(places: Sequence[Place], rows: Rows) -> Batch:
     """One batch of B rows.
 
     Returns:
@@ -112,10 +112,10 @@ def lay_end_to_end(places: Sequence[Place], rows: Sequence[Row]) -> Batch:
     """
     positions, streams, numbers = np.array(places, dtype=np.int64).T
     return {
-        "input_ids": np.concatenate([row.input_ids for row in rows]).view(np.int32),  # no id needs the sign's bit
-        "lengths": np.concatenate([row.lengths for row in rows]).astype(np.int64),
-        "row_tokens": [len(row.input_ids) for row in rows],
-        "row_documents": [len(row.lengths) for row in rows],
+        "input_ids": rows.input_ids.view(np.int32),  # no id needs the sign's bit
+        "lengths": rows.lengths.astype(np.int64),
+        "row_tokens": rows.row_tokens,
+        "row_documents": rows.row_documents,
         "row_positions": positions,
         "row_streams": streams,
         "row_hashes": row_hashes(positions, streams, numbers),

@@ -36,6 +36,11 @@ class Vocabulary:
         table[list(self.special)] = False
         return table
 
+    def special_places(self, input_ids: Ids) -> Integers:
+        """Where in (T,) ids the special ones are; quick where these have low ids, as is the custom."""
+        low = np.flatnonzero(input_ids <= max(self.special))
+        return low[~self.maskable[input_ids[low]]]
+
     @cached_property
     def ordinary_ids(self) -> Ids:
         """The ids that a random replacement is drawn from."""
@@ -79,16 +84,16 @@ def mask_tokens(
     lanes = np.concatenate([row[:size] for row, size in zip(hashes.view("<u2"), sizes, strict=True)])  # (T,)
     # One number decides all: below the first bound <mask>, below the second a random id, below the third the id itself.
     bounds = [round(share * rate * 2**16) for share in (MASKED, MASKED + RANDOM, 1.0)]
-    places = np.flatnonzero(lanes < bounds[2])
-    targets = input_ids.take(places)
-    maskable = np.flatnonzero(vocabulary.maskable.take(targets))  # indices: NumPy is slow at selecting by booleans
-    places, targets = places.take(maskable), targets.take(maskable)
-    fates = lanes.take(places)
-    corrupted = input_ids.copy()
-    corrupted[places.take(np.flatnonzero(fates < bounds[0]))] = vocabulary.mask
-    randomised = places.take(np.flatnonzero((fates >= bounds[0]) & (fates < bounds[1])))
+    special = vocabulary.special_places(input_ids)
+    chosen = lanes < bounds[2]
+    chosen[special] = False
+    places = np.flatnonzero(chosen)
+    corrupted = (vocabulary.mask - input_ids) * (lanes < bounds[0])  # NumPy is slow at selecting by booleans
+    corrupted += input_ids
+    randomised = np.flatnonzero((lanes >= bounds[0]) & (lanes < bounds[1]))
     corrupted[randomised] = draw_ids(randomised, sizes, hashes, vocabulary)
-    return corrupted, places, targets.astype(np.int64)
+    corrupted[special] = input_ids[special]
+    return corrupted, places, input_ids.take(places).astype(np.int64)
 
 
 def mask_batch(batch: dict[str, Any], seed: int, rate: float, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -103,8 +108,8 @@ def draw_ids(places: Integers, sizes: Integers, hashes: UInt64, vocabulary: Voca
     """A random id for each of these places (R,) of rows with `sizes` (B,) tokens and `hashes` (B, G)."""
     starts = np.cumsum(sizes) - sizes
     row = np.searchsorted(starts, places, "right") - 1
-    index = places - starts[row]
+    group, lane = np.divmod((places - starts.take(row)).astype(np.uint64), np.uint64(LANES))
     with np.errstate(over="ignore"):  # the hashes decided what is random, so what follows takes new ones
-        draws = mix(hashes[row, index // LANES] + (index % LANES).astype(np.uint64) + GOLDEN) >> np.uint64(32)
+        draws = mix(hashes[row, group] + lane + GOLDEN) >> np.uint64(32)
     ordinary = vocabulary.ordinary_ids
     return ordinary.take(((draws * np.uint64(len(ordinary))) >> np.uint64(32)).astype(np.int64))

@@ -31,6 +31,32 @@ class Row:
     lengths: npt.NDArray[np.uint16]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """B rows laid end to end, with T ids and N documents in all.
+
+    Attributes:
+        input_ids: (T,).
+        lengths: (N,) tokens of each document.
+        row_tokens, row_documents: of each row.
+    """
+
+    input_ids: TokenIds
+    lengths: npt.NDArray[np.uint16]
+    row_tokens: list[int]
+    row_documents: list[int]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Rows":
+        """At least one row."""
+        return cls(
+            np.concatenate([row.input_ids for row in rows]),
+            np.concatenate([row.lengths for row in rows]),
+            [len(row.input_ids) for row in rows],
+            [len(row.lengths) for row in rows],
+        )
+
+
 def check_row_length(row_length: int) -> None:
     """Raise ValueError if `row_length` (tokens) cannot be stored, or leaves no room for text."""
     if not MIN_ROW_LENGTH <= row_length <= MAX_ROW_LENGTH:

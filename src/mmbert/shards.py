@@ -5,7 +5,9 @@ that keeps shared memory and lock files that a killed run leaves behind, never l
 already local, and takes longer over a row than all the rest of our loader (docs/architecture.md, docs/benchmarks.md).
 """
 import os
+import resource
 import struct
+import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from mmbert.manifest import REMEDY, Manifest, check_shard
-from mmbert.packing import WRAPPER_TOKENS, Row
+from mmbert.packing import WRAPPER_TOKENS, Row, Rows
 
 PAIR = struct.Struct("<II")
 ID, LENGTH = np.dtype(np.uint32), np.dtype(np.uint16)
+Sample = tuple[bytes, bytes]  # the values of its ids and of its lengths
 
 
 class LanguageShards:
     """The rows of several streams.
 
-    A process checks a shard once, when it first needs a row of it; forked copies keep what was checked before. No file
-    stays open: thousands of streams would need thousands of them.
+    A process checks a shard once, when it first needs a row of it; forked copies keep what was checked before. Of the
+    shards that it reads `most_open()` stay open, for opening a file costs as much as all else that is done for a row;
+    of more, the one opened first is closed.
 
     Raises:
         ValueError: the streams are not of one tokenizer and row length.
@@ -36,21 +40,26 @@ class LanguageShards:
         self.folders, self.manifests = folders, manifests
         self.ends = [np.cumsum([shard.rows for shard in m.shards.values()]).tolist() for m in manifests]
         self.paths: dict[tuple[int, int], str] = {}  # of the shards that were checked
+        self.files: dict[str, int] = {}  # path -> descriptor, in the order in which they were opened
+        self.most_open = most_open()
+        weakref.finalize(self, close, self.files)
 
     def row(self, stream: int, number: int) -> Row:
         """Row `number` of a stream; see `rows`."""
-        return self.rows([(stream, number)])[0]
+        rows = self.rows([(stream, number)])
+        return Row(rows.input_ids, rows.lengths)
 
-    def rows(self, wanted: Sequence[tuple[int, int]]) -> list[Row]:
+    def rows(self, wanted: Sequence[tuple[int, int]]) -> Rows:
         """Rows by (stream, number in the stream).
 
         Raises:
             OSError, ValueError: a shard is missing, cannot be read or is not what was written; names the file.
         """
-        rows = [self._read(stream, number) for stream, number in wanted]
+        samples = [self._read(stream, number) for stream, number in wanted]
+        rows = decode(samples)
         if find_fault(rows, self.manifests[0]):  # all at once, for that costs hardly more than one
-            for (stream, number), row in zip(wanted, rows, strict=True):
-                if fault := find_fault([row], self.manifests[stream]):
+            for (stream, number), sample in zip(wanted, samples, strict=True):
+                if fault := find_fault(decode([sample]), self.manifests[stream]):
                     path, within = self._place(stream, number)
                     raise ValueError(f"{path} row {within}: {fault}; {REMEDY}")
         return rows
@@ -67,14 +76,22 @@ class LanguageShards:
         self.paths[stream, shard] = path
         return path
 
-    def _read(self, stream: int, number: int) -> Row:
+    def _read(self, stream: int, number: int) -> Sample:
         path, within = self._place(stream, number)
         try:
-            return read_row(path, within)
+            file = self.files.get(path)
+            return read_sample(self._open(path) if file is None else file, within)
         except OSError as error:
             raise unreadable(path, error) from None
         except Exception as error:  # garbage may raise anything
             raise ValueError(f"{path} row {within}: cannot be decoded ({error}); {REMEDY}") from None
+
+    def _open(self, path: str) -> int:
+        """Descriptor of a shard that is not open."""
+        while len(self.files) >= self.most_open:
+            os.close(self.files.pop(next(iter(self.files))))
+        self.files[path] = os.open(path, os.O_RDONLY)
+        return self.files[path]
 
     def _place(self, stream: int, number: int) -> tuple[str, int]:
         """Path of the checked shard that holds a row, and the row's number in it."""
@@ -84,36 +101,46 @@ class LanguageShards:
         return path, number - (ends[shard - 1] if shard else 0)
 
 
+def most_open() -> int:
+    """Shards that may be open at a time: a quarter of the files that this process may open (`ulimit -n`)."""
+    return min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def close(files: dict[str, int]) -> None:
+    """Close all of them."""
+    for file in files.values():
+        os.close(file)
+
+
 def unreadable(path: str, error: OSError) -> OSError:
     """What the system says of a file, with the file's name and the remedy."""
     return OSError(f"{path} cannot be read: {error.strerror}; look at the disk, and run the same command again")
 
 
-def read_row(path: str, number: int) -> Row:
+def read_sample(file: int, number: int) -> Sample:
     """Read one sample of an MDS shard with the columns `manifest.COLUMNS`.
 
     A shard begins with its number of samples and the places where each begins and the last ends. A sample begins with
     the sizes of its two columns; all that is uint32.
 
+    Args:
+        file: descriptor of the shard.
+
     Raises:
         OSError: the file cannot be read.
         Exception: the bytes are no such sample.
     """
-    file = os.open(path, os.O_RDONLY)
-    try:
-        begin, end = PAIR.unpack(os.pread(file, 8, 4 * (1 + number)))
-        sample = os.pread(file, max(0, end - begin), begin)
-    finally:
-        os.close(file)
+    begin, end = PAIR.unpack(os.pread(file, 8, 4 * (1 + number)))
+    sample = os.pread(file, max(0, end - begin), begin)
     first, second = PAIR.unpack_from(sample)
     middle, end = 8 + first, 8 + first + second
     if len(sample) != end:
         raise ValueError(f"{len(sample)} bytes are no vectors of ids and lengths")
-    return Row(vector(sample, 8, middle, ID), vector(sample, middle, end, LENGTH))
+    return vector(sample, 8, middle, ID), vector(sample, middle, end, LENGTH)
 
 
-def vector(sample: bytes, begin: int, end: int, dtype: np.dtype) -> np.ndarray:
-    """Decode the column of a sample in [begin, end).
+def vector(sample: bytes, begin: int, end: int, dtype: np.dtype) -> bytes:
+    """The values of the column of a sample in [begin, end).
 
     It is a byte, which says that it has one dimension and how many bytes hold its length, the length, and the values.
     """
@@ -122,24 +149,31 @@ def vector(sample: bytes, begin: int, end: int, dtype: np.dtype) -> np.ndarray:
     count = int.from_bytes(sample[begin + 1 : values], "little")
     if kind >> 2 != 1 or values + count * dtype.itemsize != end:
         raise ValueError(f"{end - begin} bytes are no vector of {dtype}")
-    return np.frombuffer(sample, dtype, count, values)
+    return sample[values:end]
 
 
-def find_fault(rows: Sequence[Row], manifest: Manifest) -> str:
+def decode(samples: Sequence[Sample]) -> Rows:
+    """The arrays of samples, laid end to end."""
+    input_ids, lengths = zip(*samples, strict=True)
+    return Rows(
+        np.frombuffer(bytearray().join(input_ids), ID),  # a bytearray, for arrays that may be written to
+        np.frombuffer(bytearray().join(lengths), LENGTH),
+        [len(column) // ID.itemsize for column in input_ids],
+        [len(column) // LENGTH.itemsize for column in lengths],
+    )
+
+
+def find_fault(rows: Rows, manifest: Manifest) -> str:
     """What is wrong with rows of one tokenizer and row length, in the words for a single one, or the empty string."""
-    input_ids = np.concatenate([row.input_ids for row in rows])
-    lengths = np.concatenate([row.lengths for row in rows]).astype(np.int64)
-    num_ids = np.array([len(row.input_ids) for row in rows])
-    num_documents = [len(row.lengths) for row in rows]
-    sums = np.zeros(len(rows), dtype=np.int64)
-    np.add.at(sums, np.repeat(np.arange(len(rows)), num_documents), lengths)
-    if (sums != num_ids).any() or not 0 < num_ids.min() <= num_ids.max() <= manifest.row_length:
-        return f"{num_ids[0]} ids, lengths sum to {sums[0]}, row_length is {manifest.row_length}"
+    input_ids, lengths = rows.input_ids, rows.lengths.astype(np.int64)
+    row_tokens, ends = np.array(rows.row_tokens), lengths.cumsum()
+    sums = np.diff(np.append(0, ends)[np.append(0, np.cumsum(rows.row_documents))])
+    if (sums != row_tokens).any() or not 0 < row_tokens.min() <= row_tokens.max() <= manifest.row_length:
+        return f"{row_tokens[0]} ids, lengths sum to {sums[0]}, row_length is {manifest.row_length}"
     if lengths.min() <= WRAPPER_TOKENS:
         return f"a document of {lengths.min()} tokens has no text"
     if input_ids.max() >= manifest.vocab_size:
         return f"id {input_ids.max()} is outside the vocabulary of {manifest.vocab_size}"
-    ends = lengths.cumsum()
     for name, id_, places in (
         ("bos", manifest.bos_token_id, ends - lengths),
         ("eos", manifest.eos_token_id, ends - 1),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from streaming import MDSWriter
 
+import mmbert.shards
 from mmbert.checkpoint import FILES
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, Manifest, ShardRecord, read_manifest, write_manifest
@@ -144,14 +145,6 @@ def rewrite(stream: Path, rows: Sequence[RowLists], **columns: str) -> None:
     vouch_for_shard(stream, len(rows))
 
 
-def without_vocabulary_check() -> None:
-    """Masking, the second that looks at ids, takes a few more than the tokenizer has."""
-    import callbacks.mask_ratio
-
-    original = callbacks.mask_ratio.Vocabulary
-    replace(callbacks.mask_ratio, "Vocabulary", lambda size, *others: original(size + 64, *others))
-
-
 def vouch_for_shard(stream: Path, rows: int) -> None:
     """Let index and manifest fit the stream's only shard as it is now, whatever it holds."""
     record = record_of(stream / "shard.00000.mds", rows)
@@ -167,32 +160,35 @@ def vouch_for_shard(stream: Path, rows: int) -> None:
 # -------------------------------------------------------------------------------------------------------------- storage
 
 
-def on_open(folder: str, action: Callable[[str], None]) -> None:
-    """Call `action` in this process, and those that it forks, whenever a shard below the folder is opened."""
+def on_read(folder: str, action: Callable[[str], None]) -> None:
+    """Call `action` in this process, and those that it forks, whenever a part of a shard below the folder is read."""
+    read = os.pread
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and str(arguments[0]).startswith(folder) and str(arguments[0]).endswith(".mds"):
-            action(str(arguments[0]))
+    def hooked(file: int, size: int, place: int) -> bytes:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        if path.startswith(folder) and path.endswith(".mds"):
+            action(path)
+        return read(file, size, place)
 
-    sys.addaudithook(hook)
+    replace(os, "pread", hooked)
 
 
 def fail_reads(folder: str, first: int, last: int, rank: int | None = None) -> None:
-    """Opening a shard fails with EIO from the `first` time to the `last`; each process counts for itself."""
-    opened = 0
+    """Reading from a shard fails with EIO from the `first` time to the `last`; each process counts for itself."""
+    reads = 0
 
     def fail(path: str) -> None:
-        nonlocal opened
-        opened += 1
-        if first <= opened <= last and is_rank(rank):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        nonlocal reads
+        reads += 1
+        if first <= reads <= last and is_rank(rank):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    on_open(folder, fail)
+    on_read(folder, fail)
 
 
 def slow_reads(folder: str, seconds: float) -> None:
-    """Opening a shard takes its time."""
-    on_open(folder, lambda path: time.sleep(seconds))
+    """Reading from a shard takes its time."""
+    on_read(folder, lambda path: time.sleep(seconds))
 
 
 def fail_in_the_middle(number: int) -> None:
@@ -210,7 +206,8 @@ def fail_in_the_middle(number: int) -> None:
 
 
 def vanish_at_step(step: int, folder: str) -> None:
-    """The folder is gone from this step on, as when a disk is unmounted."""
+    """The folder is gone from this step on, as when a disk is unmounted; few shards are open at that moment."""
+    replace(mmbert.shards, "most_open", lambda: 1)
 
     def vanish() -> None:
         if now.step == step:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmbert.data import Batch, lay_end_to_end
 from mmbert.masking import Vocabulary, mask_batch
-from mmbert.packing import TokenIds, pack_documents
+from mmbert.packing import Rows, TokenIds, pack_documents
 
 PAD, EOS, BOS, UNK, MASK = range(5)
 """Special ids as Gemma 2's tokenizer has them; all others are drawn alike."""
@@ -76,7 +76,7 @@ def synthetic_documents(num_tokens: int, seq: int, vocab_size: int, mask_rate: f
     lengths = draw_lengths(num_tokens, seq, rng)
     texts: list[TokenIds] = [rng.integers(MASK + 1, vocab_size, n - 2).astype(np.uint32) for n in lengths]
     packed = pack_documents(texts, seq, BOS, EOS)
-    laid = lay_end_to_end([(position, 0, position) for position in range(len(packed))], packed)
+    laid = lay_end_to_end([(position, 0, position) for position in range(len(packed))], Rows.of(packed))
     vocabulary = Vocabulary(vocab_size, MASK, tuple(range(MASK + 1)))
     rows = mask_batch(laid, seed, mask_rate, vocabulary)
     input_ids = rows["input_ids"].astype(np.int64)
