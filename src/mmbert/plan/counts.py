@@ -1,4 +1,7 @@
-"""What the streams of a phase hold: from their manifests, or from a table of counts where no rows exist yet."""
+"""What the streams of a phase hold: from their manifests, or from a table of counts where no rows exist yet.
+
+The streams of the paper have such a table in the repository, of estimates.
+"""
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +14,7 @@ from mmbert.manifest import Manifest, read_manifest, stream_folder
 from mmbert.mixture import Integers
 
 Name = tuple[str, str]
+ESTIMATES = Path("yamls/published-sizes.csv")
 REQUIRED, OPTIONAL = ("source", "language", "tokens"), ("rows", "documents")
 
 
@@ -32,6 +36,7 @@ class Counts:
         tokens, rows: (S,) of each.
         document_lengths: (S,) mean tokens of a document, at most a row; None where documents are not known.
         manifests: what they come from, if from rows; empty otherwise.
+        estimated: whether nobody has counted them.
     """
 
     origin: str
@@ -39,6 +44,7 @@ class Counts:
     rows: Integers
     document_lengths: Integers | None
     manifests: tuple[Manifest, ...] = ()
+    estimated: bool = False
 
 
 def read_counts(path: Path) -> dict[Name, Count]:
@@ -80,7 +86,7 @@ def whole(text: str | None, what: str) -> int:
 
 
 def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[Name, Count] | None) -> Counts | None:
-    """What each stream of a phase holds; None where there is neither a table nor a folder of rows.
+    """What each stream of a phase holds; None where no table has it and there is no folder of rows.
 
     Raises:
         FileNotFoundError, ValueError: a stream is missing in the table or the folder, or does not fit.
@@ -96,7 +102,13 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
             )
         return gather([table[name] for name in streams], "the table of --counts", config.max_seq_len)
     if not root.is_dir():
-        return None
+        estimates = read_counts(ESTIMATES) if ESTIMATES.is_file() else {}
+        if not estimates.keys() >= set(streams):
+            return None
+        return replace(
+            gather([estimates[name] for name in streams], f"the estimates in {ESTIMATES}", config.max_seq_len),
+            estimated=True,
+        )
     manifests = tuple(read_manifest(stream_folder(root, "train", *name)) for name in streams)
     check_manifests(manifests, config)
     each = [Count(manifest.tokens, manifest.rows, manifest.documents) for manifest in manifests]

@@ -51,6 +51,9 @@ def data_texts(plan: PhasePlan) -> Texts:
             "the columns source,language,tokens (make plan COUNTS=counts.csv)",
         )]  # fmt: skip
     texts: Texts = []
+    if counts.estimated:
+        texts.append(("warning", f"the sizes of the streams are {counts.origin}, for there is no folder data.root = "
+                                 f"{config.data.root}; docs/data.md says how far they are guesses"))  # fmt: skip
     fill = plan.row_tokens / config.max_seq_len
     if fill < LOW_FILL:
         texts.append(("warning", f"rows are filled to {fill:.0%} of max_seq_len = {config.max_seq_len}: are they of "
