@@ -60,7 +60,7 @@ def facts(plan: PhasePlan, hardware: Hardware | None) -> dict[str, str]:
         "the embeddings",
         "FLOPs": flops(plan),
         "checkpoints": checkpoints(plan),
-        "streams": f"{sum(len(group.members) for group in plan.groups):,} in {len(plan.groups)} groups; "
+        "streams": f"{sum(len(group.members) for group in plan.groups):,}, groups {len(plan.groups)}; "
         + (f"sizes from {plan.counts.origin}" if plan.counts else "sizes unknown"),
     }
     if plan.counts is not None:
