@@ -19,7 +19,9 @@ def quantity(number: float) -> str:
 
 
 def gigabytes(number: float) -> str:
-    """Bytes in decimal gigabytes or megabytes."""
+    """Bytes in decimal terabytes, gigabytes or megabytes."""
+    if number >= 1e13:
+        return f"{number / 1e12:,.1f} TB"
     return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.2f} MB"
 
 
