@@ -19,7 +19,9 @@ def quantity(number: float) -> str:
 
 
 def gigabytes(number: float) -> str:
-    """Bytes in decimal gigabytes or megabytes."""
+    """Bytes in decimal terabytes, gigabytes or megabytes."""
+    if number >= 1e13:
+        return f"{number / 1e12:,.1f} TB"
     return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.2f} MB"
 
 
@@ -60,7 +62,7 @@ def facts(plan: PhasePlan, hardware: Hardware | None) -> dict[str, str]:
         "the embeddings",
         "FLOPs": flops(plan),
         "checkpoints": checkpoints(plan),
-        "streams": f"{sum(len(group.members) for group in plan.groups):,} in {len(plan.groups)} groups; "
+        "streams": f"{sum(len(group.members) for group in plan.groups):,}, groups {len(plan.groups)}; "
         + (f"sizes from {plan.counts.origin}" if plan.counts else "sizes unknown"),
     }
     if plan.counts is not None:

@@ -79,11 +79,11 @@ def language_texts(plan: PhasePlan) -> Texts:
                        key=lambda line: -(line.repeats or 0.0))  # fmt: skip
         if often:
             worst = ", ".join(f"{line.language} {line.repeats:.3g}" for line in often[:3])
-            texts.append(("warning", f"{name}: {len(often)} of {len(lines)} streams are read more than {limit:g} times "
+            texts.append(("warning", f"{name}: {len(often)} of {len(lines)} streams read more than {limit:g} times "
                                      f"({worst}); lower the share or set max_repeats"))  # fmt: skip
         never = [line.language for line in lines if (line.rows or 0.0) < 1.0]
         if never:
-            texts.append(("warning", f"{name}: {len(never)} of {len(lines)} streams get less than one row "
+            texts.append(("warning", f"{name}: {len(never)} of {len(lines)} streams with less than one row "
                                      f"({', '.join(never[:8])}{', ...' if len(never) > 8 else ''})"))  # fmt: skip
     return texts or [("ok", f"no stream is read more than {REPEATS:g} times or its max_repeats, none less than a row")]
 

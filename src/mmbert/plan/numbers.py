@@ -79,7 +79,7 @@ def num_parameters(model: ModelConfig) -> int:
 def activation_bytes(model: ModelConfig, tokens: int, masked: int) -> int:
     """What autograd keeps of one microbatch in bf16 autocast, but for the head's loss and the weights' bf16 copies.
 
-    Without torch.compile, which forms some of it anew instead; so on a GPU it is an upper bound.
+    Without torch.compile, which should form some of it anew instead. Measured on the CPU alone.
 
     Args:
         tokens: of the microbatch.
