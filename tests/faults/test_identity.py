@@ -205,6 +205,9 @@ def test_a_resumed_run_may_change_all_that_changes_no_row(
         "device": ["device=cpu"] if torch.cuda.is_available() else ["device=auto"],
         "device_train_microbatch_size": [],  # see below
         "logging": ["logging.interval_batches=3"],
+        "validation": [
+            f"validation={{interval: 900, root: {corpus.shards[64]}, source: invented, languages: [lac], rows: 1}}"
+        ],
         "checkpoint": ["checkpoint={interval: 700, keep: 1, keep_every: 5M, give_up_minutes: 1}"],
         "data.root": [f"data.root={shutil.copytree(corpus.shards[64], tmp_path / 'shards')}"],
         "data.num_workers": ["data.num_workers=3"],
