@@ -180,10 +180,15 @@ class SpikesConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """A line on the console every `interval_batches`; wandb when a project is named."""
+    """A line on the console every `interval_batches`; wandb when a project is named.
+
+    Attributes:
+        tensorboard: whether to write TensorBoard's files, below the run's folder.
+    """
 
     interval_batches: int = 10
     wandb_project: str | None = None
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
