@@ -1,6 +1,7 @@
 """Writes the run's ledger: what every step read, and at which rates."""
 import logging
 from math import isfinite
+from time import time
 from typing import Any
 
 from composer import Callback, Logger, State
@@ -21,9 +22,9 @@ class RunLedger(Callback):
         self.ledger = Ledger(phase.config.run_folder) if phase.ranks.is_first else None
 
     def event(self, name: str, values: dict[str, Any]) -> None:
-        """Note what is no step."""
+        """Note what is no step, and when it was, in seconds since 1970."""
         if self.ledger:
-            self.ledger.event(name, values)
+            self.ledger.event(name, {**values, "time": round(time(), 1)})
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Note where this attempt begins."""

@@ -204,11 +204,13 @@ class LoggingConfig:
 
     Attributes:
         scores_interval_batches: steps between two looks at the loss and accuracy of every language.
+        tensorboard: whether to write TensorBoard's files, below the run's folder.
     """
 
     interval_batches: int = 10
     scores_interval_batches: int = 100
     wandb_project: str | None = None
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ class Audit:
         faults: empty when nothing is lost or extra.
         lost, doubled: rows in no step up to the checkpoint's last, and in more than one.
         strange: steps with other rows than the plan's; None where they were not compared.
+        stream_rows: rows of each stream by the plan, up to the last step; None where it was not looked at.
     """
 
     table: list[tuple[str, str]]
@@ -125,6 +126,7 @@ class Audit:
     lost: int
     doubled: int
     strange: int | None
+    stream_rows: dict[str, int] | None
 
 
 def planned_places(sizes: BatchSizes, steps: Integers) -> Integers:
@@ -341,14 +343,15 @@ def compare(history: RunHistory, saved: Saved, planned: Planned | None) -> Audit
         ("steps rolled back", f"{int(rolled_back(history).sum()):,}"),
     ]
     if planned is None:
-        return Audit(table, faults, lost, doubled, None)
+        return Audit(table, faults, lost, doubled, None, None)
     # Steps beyond stand behind missing ones; the plan is not walked to a number that a broken disk made.
     near = steps[steps <= saved.state["step"] + len(steps)]
     again = replay(planned.order, planned_places(planned.sizes, near))
     strange = list(place_faults(history.steps[: len(near)], again))
     faults += [*few(strange), *few(extra_faults(planned, again))]
     table += [("steps with other rows than planned", f"{len(strange):,}"), *repeat_lines(planned, again)]
-    return Audit(table, faults, lost, doubled, len(strange))
+    stream_rows = dict(zip(planned.data.names, again.seen.tolist(), strict=True))
+    return Audit(table, faults, lost, doubled, len(strange), stream_rows)
 
 
 def repeat_lines(planned: Planned, again: Replay) -> Iterable[tuple[str, str]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from composer import Callback, Time, Timestamp, Trainer
-from composer.loggers import LoggerDestination, WandBLogger
 from composer.utils import reproducibility
 from torch import nn
 
@@ -30,6 +29,7 @@ from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.identity import KEPT, recipe
 from mmbert.ledger import last_saved_step
+from mmbert.loggers import build_loggers
 from mmbert.manifest import Manifest
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
@@ -232,12 +232,6 @@ def microbatches(phase: Phase) -> Microbatches:
     return Microbatches(tokens, phase.tokenizer.pad_token_id, config.max_seq_len)
 
 
-def build_loggers(config: RunConfig) -> list[LoggerDestination]:
-    """wandb where the configuration names a project; the console line is a callback."""
-    project = config.logging.wandb_project
-    return [WandBLogger(project=project, name=f"{Path(config.run_root).name}/{config.name}")] if project else []
-
-
 def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     """The trainer of a phase, ready to fit.
 
@@ -271,7 +265,7 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
         accumulate_train_batch_on_tokens=True,
         spin_dataloaders=False,  # the data start at the right row by themselves
         callbacks=list(callbacks),
-        loggers=build_loggers(config),
+        loggers=build_loggers(config, ranks.is_first),
         progress_bar=False,
         run_name=config.name,
         seed=config.seed,

@@ -1,0 +1,94 @@
+"""Where metrics go besides the console and the ledger: wandb and TensorBoard, by choice. Neither ever ends a run."""
+import logging
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from composer import Logger, State
+from composer.core import Event
+from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
+
+from mmbert.atomic import write_file
+from mmbert.config import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+class Tolerant(LoggerDestination):
+    """Stands before a logger of Composer's: the first error is told, and nothing goes to that logger any more."""
+
+    has_failed = False
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Hand on an event of the training loop."""
+        self.hand_on(super().run_event, event, state, logger)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Hand on metrics."""
+        self.hand_on(super().log_metrics, metrics, step)
+
+    def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
+        """Hand on what the trainer says once."""
+        self.hand_on(super().log_hyperparameters, hyperparameters)
+
+    def hand_on(self, call: Callable[..., Any], *values: Any) -> None:
+        """Call, unless it has failed before."""
+        if self.has_failed:
+            return
+        try:
+            call(*values)
+        except Exception as error:  # whatever a disk, a server or a library of theirs comes up with
+            self.has_failed = True
+            log.warning("%s fails, training goes on without it: %s", type(self).__name__, error)
+
+
+class WandB(Tolerant, WandBLogger):
+    """wandb; the run's id lies in its folder, so that a restart goes on with the same run there."""
+
+    def __init__(self, config: RunConfig, is_first: bool) -> None:
+        folder = config.run_folder
+        self.options: dict[str, Any] = {"dir": str(folder), "resume": "allow"}
+        if is_first:
+            self.options["id"] = wandb_id(folder)
+        name = f"{Path(config.run_root).name}/{config.name}"
+        super().__init__(project=config.logging.wandb_project, name=name, init_kwargs=self.options)
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Begin the run there; offline where that fails, and not at all where that fails, too.
+
+        The other ranks wait until the first has begun, so it must begin somehow.
+        """
+        for mode in ("offline", "disabled"):
+            try:
+                return super().init(state, logger)
+            except Exception as error:
+                log.warning("wandb cannot begin, trying again with mode %s: %s", mode, error)
+                self.options["mode"] = mode
+        super().init(state, logger)
+
+
+class TensorBoard(Tolerant, TensorboardLogger):
+    """TensorBoard's event files, in `tensorboard/<name>` of the run's folder."""
+
+
+def wandb_id(folder: Path) -> str:
+    """The id of a run at wandb, made at its first start. A folder that is moved away to start anew takes it along."""
+    path = folder / "wandb-id"
+    if not path.exists():
+        write_file(path, f"{secrets.token_hex(8)}\n".encode())
+    return path.read_text().strip()
+
+
+def build_loggers(config: RunConfig, is_first: bool) -> list[LoggerDestination]:
+    """What `logging` asks for; the console line and the ledger are callbacks.
+
+    Args:
+        is_first: whether this is rank 0, which alone logs.
+    """
+    loggers: list[LoggerDestination] = []
+    if config.logging.wandb_project:
+        loggers.append(WandB(config, is_first))
+    if config.logging.tensorboard:
+        loggers.append(TensorBoard(log_dir=str(config.run_folder / "tensorboard")))
+    return loggers
