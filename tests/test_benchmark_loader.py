@@ -171,6 +171,7 @@ def test_a_closed_loader_ends_its_workers(ours: Ours) -> None:
         ("--streams=a", "--streams 'a' must be ascending numbers"),
         ("--streams=99", "--streams 99: only 20 rows; raise --batches or --rows"),
         ("--rows=0", "--rows 0 must be at least 1"),
+        ("--microbatches=2", "--batches 5 must be a multiple of --microbatches 2"),
         ("--mask-rate=1", "--mask-rate 1 must lie between 0 and 1"),
         ("--keep=.", "--keep . exists: name a new folder"),
         ("--modernbert=nowhere", "--modernbert nowhere: no src/sequence_packer.py; name a checkout"),
@@ -179,7 +180,8 @@ def test_a_closed_loader_ends_its_workers(ours: Ours) -> None:
     ],
 )
 def test_a_wrong_option_ends_in_one_line(option: str, message: str) -> None:
-    small = ["data", "--row-length=64", "--rows=4", "--batches=5", "--vocab-size=300", "--workers=0", "--streams=1,2"]
+    small = ["data", "--row-length=64", "--rows=4", "--batches=5", "--microbatches=1", "--vocab-size=300"]
+    small += ["--workers=0", "--streams=1,2"]
     with pytest.raises(SystemExit) as ended:
         main([*small, option])
     assert message in str(ended.value)
@@ -205,7 +207,8 @@ def test_a_small_run_measures_all_candidates_and_leaves_nothing(
     written = tmp_path / "data.json"
     main(
         [
-            *("data", "--row-length=64", "--rows=4", "--batches=5", "--vocab-size=300", "--workers=1"),
+            *("data", "--row-length=64", "--rows=4", "--batches=6", "--microbatches=2"),
+            *("--vocab-size=300", "--workers=1"),
             *("--streams=1,3", "--hf-batches=2", "--repetitions=1", "--warmup=0", f"--json={written}"),
             f"--modernbert={checkout(tmp_path / 'clone', STUB)}",
         ]

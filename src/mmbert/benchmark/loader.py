@@ -4,7 +4,8 @@ Ours is the real path on worker processes: `build_data`, then `mask_batch` and `
 timed with all shards checked, as they are for most of a run: `ours` has the largest number of streams of --streams,
 `ours-N` has N. `ours-N-fresh` starts its workers anew in every run, and they check every shard they meet. All hold the
 same rows; the peers read the same documents, one a sample, from one folder, without worker processes. Processor time
-counts this process, its living workers and those that ended.
+counts this process, its living workers and those that ended. A batch of ours has as many microbatches as a step of the
+recipe accumulates on each of eight GPUs; with --microbatches 1 what a batch costs whatever its size weighs most.
 """
 import argparse
 import shutil
@@ -35,13 +36,14 @@ from mmbert.processes import no_child_outlives
 
 STEP_TOKENS_PER_SECOND = 831_000.0
 """Of mmBERT-small at 1,024 tokens and 40 % of one H100's peak: the fastest step that the loader must feed."""
-WAIT_BATCHES = 40
+WAIT_BATCHES = 12
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
-    parser.add_argument("--rows", type=int, default=48, help="rows of a batch (default: 48)")
-    parser.add_argument("--batches", type=int, default=200, help="batches of one pass over all rows (default: 200)")
+    parser.add_argument("--rows", type=int, default=48, help="rows of a microbatch (default: 48)")
+    parser.add_argument("--microbatches", type=int, default=12, help="of a batch of ours (default: 12)")
+    parser.add_argument("--batches", type=int, default=192, help="microbatches of a pass over all rows (default: 192)")
     parser.add_argument("--hf-batches", type=int, default=5, help="a run of Hugging Face, in batches (default: 5)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of ours (default: 2)")
     parser.add_argument("--streams", default="10,1833", help="numbers of streams, ascending (default: 10,1833)")
@@ -78,7 +80,8 @@ def check_options(options: argparse.Namespace) -> tuple[Shape, list[int]]:
     Raises:
         ValueError: names the option, its value and the remedy.
     """
-    least = {"row_length": 16, "rows": 1, "batches": 2, "hf_batches": 1, "workers": 0, "vocab_size": 64}
+    least = {"row_length": 16, "rows": 1, "microbatches": 1, "batches": 2}
+    least |= {"hf_batches": 1, "workers": 0, "vocab_size": 64}
     for name, number in least.items():
         if getattr(options, name) < number:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {number}")
@@ -88,9 +91,17 @@ def check_options(options: argparse.Namespace) -> tuple[Shape, list[int]]:
         raise ValueError(f"--step-tokens-per-second {options.step_tokens_per_second:g} must be above 0")
     if options.keep is not None and options.keep.exists():
         raise ValueError(f"--keep {options.keep} exists: name a new folder")
+    if options.batches % options.microbatches:
+        raise ValueError(f"--batches {options.batches} must be a multiple of --microbatches {options.microbatches}")
     streams = parse_streams(options.streams)
     shape = Shape(
-        options.row_length, options.rows, options.batches, options.vocab_size, options.mask_rate, options.seed
+        options.row_length,
+        options.rows,
+        options.batches,
+        options.vocab_size,
+        options.mask_rate,
+        options.seed,
+        options.microbatches,
     )
     if shape.total_rows < streams[-1]:
         raise ValueError(f"--streams {streams[-1]}: only {shape.total_rows} rows; raise --batches or --rows")
@@ -137,7 +148,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             ours[number] = Ours.over(root, number, shape, tokenizer, options.workers)
         peers = Peers(folder / "documents", tokenizer, shape, options.hf_batches, packer)
         tokens = sum(len(row.input_ids) for row in rows)
-        gates = [gate for n in streams for gate in gates_of_ours(ours[n], n, rows, shape.batches)]
+        gates = [gate for n in streams for gate in gates_of_ours(ours[n], n, rows, shape.steps)]
         gates += peers.gates(tokens)
         check_gates(gates)
         samples, wait = measure_all(options, shape, ours, peers)
@@ -172,12 +183,12 @@ def measure_all(
             loaded = stack.enter_context(closing(ours[number].with_period(PERIOD_ROWS).batches(checked=True)))
             next(loaded)
             name = OURS if number == max(ours) else f"{OURS}-{number}"
-            candidates[name] = partial(run_through, loaded, shape.batches)
+            candidates[name] = partial(run_through, loaded, shape.steps)
             if name == OURS:
-                step = shape.rows * shape.row_length / options.step_tokens_per_second
+                step = shape.rows * shape.microbatches * shape.row_length / options.step_tokens_per_second
                 wait = {"step_seconds": step, "data_wait_share": data_wait(loaded, step)}
         fresh = ours[min(ours)].with_period(PERIOD_ROWS)
-        candidates[f"{OURS}-{min(ours)}-fresh"] = partial(fresh.whole_pass, shape.batches)
+        candidates[f"{OURS}-{min(ours)}-fresh"] = partial(fresh.whole_pass, shape.steps)
         candidates |= peers.candidates()
         assert list(candidates) == [OURS, *names_of(sorted(ours), peers.packer is not None)]
         return measure(candidates, options.repetitions, options.warmup, cpu=processor_seconds), wait
@@ -189,7 +200,8 @@ def facts_of(shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "rows": shape.total_rows,
         "row_length": shape.row_length,
-        "rows_of_a_batch": shape.rows,
+        "rows_of_a_microbatch": shape.rows,
+        "microbatches_of_a_batch": shape.microbatches,
         "documents": sum(len(row.lengths) for row in rows),
         "row_fill": tokens / (shape.total_rows * shape.row_length),
         "vocab_size": shape.vocab_size,
@@ -202,7 +214,7 @@ def costs(ours: Mapping[int, Ours], shape: Shape) -> dict[str, float]:
     found = {
         f"ns_per_token_of_{part}_at_{number}_streams": 1e9 * seconds
         for number in ours
-        for part, seconds in costs_by_part(ours[number], shape.batches).items()
+        for part, seconds in costs_by_part(ours[number], shape.steps).items()
     }
     many = max(ours)
     starting = start_up(ours[many].with_period(PERIOD_ROWS))

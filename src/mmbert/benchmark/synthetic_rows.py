@@ -36,6 +36,7 @@ class Shape:
     """What is read: `batches` of `rows` rows, each row packed to at most `row_length` tokens.
 
     Attributes:
+        microbatches: how many of these our loader reads as one batch, to cut it: a step accumulates them.
         vocab_size: of the tokenizer; ids are uniform over all but the special ones.
         mask_rate: share of the tokens to mask.
     """
@@ -46,10 +47,16 @@ class Shape:
     vocab_size: int
     mask_rate: float
     seed: int
+    microbatches: int = 1
 
     @property
     def total_rows(self) -> int:
         return self.rows * self.batches
+
+    @property
+    def steps(self) -> int:
+        """Batches of our loader in one pass."""
+        return self.batches // self.microbatches
 
 
 def make_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
@@ -156,7 +163,7 @@ def make_config(root: Path, num_streams: int, shape: Shape, tokenizer: Tokenizer
         tokenizer=str(tokenizer.folder),
         max_seq_len=shape.row_length,
         duration=tokens,
-        global_train_batch_size=shape.rows,
+        global_train_batch_size=shape.rows * shape.microbatches,
         device_train_microbatch_size=shape.rows,
         mask_rate=Schedule(shape.mask_rate),
         model=ModelConfig(
