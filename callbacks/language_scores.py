@@ -21,9 +21,7 @@ class LanguageScores(Callback):
     in the checkpoint.
     """
 
-    def __init__(
-        self, phase: Phase, mixture: LanguageTemperature, finite: FiniteSteps, ledger: RunLedger
-    ) -> None:
+    def __init__(self, phase: Phase, mixture: LanguageTemperature, finite: FiniteSteps, ledger: RunLedger) -> None:
         self.config, self.ranks, self.names = phase.config, phase.ranks, phase.data.names
         self.mixture, self.finite, self.ledger = mixture, finite, ledger
         self.of_step = no_scores(len(self.names))  # of the step that is being done

@@ -112,9 +112,7 @@ def test_a_run_that_was_killed_and_stopped_within_intervals_tells_the_same_bits(
     assert events(tmp_path / "it" / "runs" / "phase1") == expected
 
 
-def test_two_ranks_tell_what_one_tells_also_after_a_stop(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_two_ranks_tell_what_one_tells_also_after_a_stop(corpus: Corpus, tmp_path: Path) -> None:
     """Dropout off: ranks draw their own. Masks are equal, so labels are; losses within the rounding of a product."""
     off = [EVERY_6, "model.attn_out_dropout=0"]
     one, two = (prepare(tmp_path / name, corpus) for name in ("one", "two"))
