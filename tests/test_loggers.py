@@ -100,8 +100,13 @@ def loggers_fail() -> None:
         replace(logger, "log_metrics", fail)
 
 
-@pytest.mark.parametrize("change, told", [(wandb_does_not_begin, "with mode disabled: no way in mode offline"),
-                                          (loggers_fail, "WandB fails, training goes on without it: gone")])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (wandb_does_not_begin, "with mode disabled: no way in mode offline"),
+        (loggers_fail, "WandB fails, training goes on without it: gone"),
+    ],
+)
 def test_no_logger_ends_a_run(corpus: Corpus, finished: Finished, tmp_path: Path, change: Any, told: str) -> None:
     arguments = [prepare(tmp_path / "it", corpus), *WANDB, "logging.tensorboard=true"]
     outcome = train(arguments, tmp_path / "steps.jsonl", changes=[change], environment=OFFLINE)

@@ -38,9 +38,11 @@ def validated(corpus: Corpus, interval: int = 1800) -> str:
 def events(run_folder: Path) -> dict[int, list[dict[str, Any]]]:
     """By step, all attempts'."""
     found: dict[int, list[dict[str, Any]]] = {}
-    for event in read_ledger(run_folder).events:
+    history = read_ledger(run_folder)
+    for event in history.events:
         if event.name == "validation":
-            found.setdefault(event.step, []).append(event.values)
+            values = {**event.values, "streams": history.streams_of(event)}
+            found.setdefault(event.step, []).append(values)
     return found
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mmbert.clock import learning_rate_multiplier
 from mmbert.config import UNITS, RunConfig
 from mmbert.mixture import Floats
-from mmbert.optim import learning_rate_multiplier
 from mmbert.page_style import COLOURS, STYLE
 from mmbert.run_report.curves import Scores, Steps, smooth
 from mmbert.run_report.languages import PerLanguage
