@@ -26,7 +26,7 @@ def events(run_folder: Path) -> list[dict[str, Any]]:
     latest: dict[int, dict[str, Any]] = {}
     for event in history.events:
         if event.name == "scores":
-            values = {key: value for key, value in event.values.items() if key != "seconds"}
+            values = {key: value for key, value in event.values.items() if key not in ("seconds", "time")}
             latest[event.step] = {"step": event.step, **values, "streams": history.streams_of(event)}
     return [latest[step] for step in sorted(latest)]
 

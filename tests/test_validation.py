@@ -41,7 +41,8 @@ def events(run_folder: Path) -> dict[int, list[dict[str, Any]]]:
     history = read_ledger(run_folder)
     for event in history.events:
         if event.name == "validation":
-            values = {**event.values, "streams": history.streams_of(event)}
+            values = {key: value for key, value in event.values.items() if key != "time"}
+            values["streams"] = history.streams_of(event)
             found.setdefault(event.step, []).append(values)
     return found
 
