@@ -154,16 +154,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         samples, wait = measure_all(options, shape, ours, peers)
         facts = {**facts_of(shape, rows), "workers": options.workers, **wait, **costs(ours, shape)}
         every = {name: peers.tokens.get(name, tokens) for name in samples}
+        every |= {name: tokens * shape.microbatches for name in samples if name in lasting_names(streams)}
         result = document("data", samples, every, gates, facts, peers.facts)
     ratios = result["cpu_ratios"]
     demands = [Demand(f"tokens per CPU second, ours / {name}", ratios[name]["median"], x) for name, x in least]
     return {**result, "demands": [*result["demands"], *(vars(demand) for demand in demands)]}
 
 
+def lasting_names(streams: Sequence[int]) -> list[str]:
+    """Candidates whose workers live on between runs: a run makes many passes.
+
+    For at its end some batches are on their way, which the next run finds ready: they must be few among its batches.
+    """
+    return [OURS, *(f"{OURS}-{number}" for number in reversed(streams[:-1]))]
+
+
 def names_of(streams: Sequence[int], with_packer: bool) -> list[str]:
     """All candidates but OURS itself, which has the most streams."""
-    others = [f"{OURS}-{number}" for number in reversed(streams[:-1])]
-    return [*others, f"{OURS}-{streams[0]}-fresh", *([PACKER] if with_packer else []), *HUGGING_FACE]
+    ours = [*lasting_names(streams)[1:], f"{OURS}-{streams[0]}-fresh"]
+    return [*ours, *([PACKER] if with_packer else []), *HUGGING_FACE]
 
 
 def check_least(least: Sequence[tuple[str, float]], names: Sequence[str]) -> None:
@@ -183,7 +192,7 @@ def measure_all(
             loaded = stack.enter_context(closing(ours[number].with_period(PERIOD_ROWS).batches(checked=True)))
             next(loaded)
             name = OURS if number == max(ours) else f"{OURS}-{number}"
-            candidates[name] = partial(run_through, loaded, shape.steps)
+            candidates[name] = partial(run_through, loaded, shape.batches)
             if name == OURS:
                 step = shape.rows * shape.microbatches * shape.row_length / options.step_tokens_per_second
                 wait = {"step_seconds": step, "data_wait_share": data_wait(loaded, step)}
