@@ -99,9 +99,9 @@ CONFIG ?= yamls/demo/phase1.yaml
 profile: env  ## CONFIG=<yaml>: a torch profiler trace of a few steps, and a table of where their time goes
 	$(BIN)/python -m callbacks.profiling $(CONFIG)
 
-report: env  ## RUN=<run folder, or run root>: the run against its plan so far, as RUN/run_report.html; also while it trains
+report: env  ## RUN=<run folder, or run root> [QUICK=1]: the run against its plan so far, as RUN/run_report.html
 	@[ -n "$(RUN)" ] || { echo "error: give RUN=<run folder>, as in RUN=runs/mmbert-base/phase1" >&2; exit 1; }
-	$(BIN)/python -m mmbert.run_report "$(RUN)"
+	$(BIN)/python -m mmbert.run_report "$(RUN)" $(if $(QUICK),--quick)
 
 KILLS ?= 60
 
