@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo plan test faults bench profile check lock convert-to-hf
+.PHONY: help env demo clean-demo plan test faults bench profile report check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -63,6 +63,7 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 	    --source udhr --num-masks 1 --output $(RUNS)/$$phase/bits_per_byte.json; \
 	done
 	$(BIN)/python -m mmbert.evaluation.report --run-root $(RUNS) --phases phase1 phase2 phase3 --output $(RUNS)
+	$(BIN)/python -m mmbert.run_report $(RUNS)
 
 clean-demo:  ## remove what `make demo` made, for both tokenizers
 	rm -rf data/demo data/demo-gemma2 runs/demo runs/demo-gemma2
@@ -101,6 +102,10 @@ CONFIG ?= yamls/demo/phase1.yaml
 
 profile: env  ## CONFIG=<yaml>: a torch profiler trace of a few steps, and a table of where their time goes
 	$(BIN)/python -m callbacks.profiling $(CONFIG)
+
+report: env  ## RUN=<run folder, or run root> [QUICK=1]: the run against its plan so far, as RUN/run_report.html
+	@[ -n "$(RUN)" ] || { echo "error: give RUN=<run folder>, as in RUN=runs/mmbert-base/phase1" >&2; exit 1; }
+	$(BIN)/python -m mmbert.run_report "$(RUN)" $(if $(QUICK),--quick)
 
 KILLS ?= 60
 

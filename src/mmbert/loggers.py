@@ -55,17 +55,16 @@ class WandB(Tolerant, WandBLogger):
         super().__init__(project=config.logging.wandb_project, name=name, init_kwargs=self.options)
 
     def init(self, state: State, logger: Logger) -> None:
-        """Begin the run there; offline where that fails, and not at all where that fails, too.
+        """Begin the run there, or do without it.
 
         The other ranks wait until the first has begun, so it must begin somehow.
         """
-        for mode in ("offline", "disabled"):
-            try:
-                return super().init(state, logger)
-            except Exception as error:
-                log.warning("wandb cannot begin, trying again with mode %s: %s", mode, error)
-                self.options["mode"] = mode
-        super().init(state, logger)
+        try:
+            super().init(state, logger)
+        except Exception as error:
+            log.warning("wandb cannot begin, this attempt trains without it: %s", error)
+            self.options["mode"] = "disabled"
+            super().init(state, logger)
 
 
 class TensorBoard(Tolerant, TensorboardLogger):
