@@ -86,11 +86,11 @@ BENCH := $(BIN)/python -m mmbert.benchmark
 RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=2)
 
-bench: env  ## measure against the peers on the CPU, about 25 minutes alone on two cores, and write docs/benchmarks.md
+bench: env  ## measure against the peers on the CPU, about 30 minutes alone on two cores, and write docs/benchmarks.md
 	mkdir -p $(RESULTS)
-	$(BENCH) step --seq 1024 --tokens 8192 --threads 2 --peers hf-tuned,hf-sparse \
+	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned,hf-sparse \
 	  --min-ratio hf-tuned=1.1 --min-ratio hf-sparse=2 --json $(RESULTS)/step-1024.json
-	$(BENCH) step --seq 4096 --tokens 8192 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
+	$(BENCH) step --seq 4096 --tokens 16384 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
 	  --min-ratio hf-tuned=1.4 --json $(RESULTS)/step-4096.json
 	$(BENCH) head --threads 2 --min-memory-ratio 8 --json $(RESULTS)/head.json
 	$(BENCH) data $(PACKER) --min-ratio hf-patched=30 --json $(RESULTS)/data.json
