@@ -13,6 +13,7 @@ from callbacks.planned_stop import PlannedStop
 from callbacks.run_ledger import RunLedger
 from mmbert.mixture import Integers
 from mmbert.scores import add_scores, no_scores
+from mmbert.streams import language_of
 from mmbert.trainer import Phase, microbatches
 from mmbert.validation import HeldoutSet, LanguageBits
 
@@ -125,7 +126,7 @@ class Validation(Callback):
 
 def metrics(bits: Mapping[str, LanguageBits]) -> dict[str, float]:
     """What the loggers get: bits per byte of each language, and their mean, in which every language counts alike."""
-    each = {name.partition("/")[2]: found.bits / found.text_bytes for name, found in bits.items()}
+    each = {language_of(name): found.bits / found.text_bytes for name, found in bits.items()}
     mean = sum(each.values()) / len(each)
     return {f"validation/bits_per_byte/{name}": value for name, value in each.items()} | {
         "validation/mean_bits_per_byte": mean

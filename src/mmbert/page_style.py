@@ -1,4 +1,6 @@
-"""The look of the pages and figures that programs write: colours, style sheet, tables that a click sorts."""
+"""The look of the pages and figures that programs write: colours, the frame of a page, tables that a click sorts."""
+import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -61,6 +63,44 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 """
+
+
+def document(title: str, heading: str, lead: str, body: Sequence[str], css: str = "") -> str:
+    """A whole page, nothing in it fetched from elsewhere.
+
+    Args:
+        title: of the window, behind "mmBERT".
+        lead: the line below the heading.
+        body: HTML, part by part.
+        css: rules of this page alone.
+    """
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>mmBERT {escape(title)}: {escape(lead)}</title>
+<style>{CSS}{css}</style>
+</head>
+<body>
+<h1>{escape(heading)}</h1>
+<p class="lead">{escape(lead)}</p>
+{chr(10).join(body)}
+<script>{SORT}</script>
+</body>
+</html>
+"""
+
+
+def picture(png: bytes, text: str) -> str:
+    """An embedded figure, and its words for those who cannot see it."""
+    image = base64.b64encode(png).decode()
+    return f'<figure class="scroll"><img src="data:image/png;base64,{image}" alt="{escape(text)}"></figure>'
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """A page's summary."""
+    return '<ul class="summary">' + "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmbert.languages import find
 from mmbert.linear_cross_entropy import Losses
 from mmbert.mixture import Integers
+from mmbert.streams import language_of, source_of
 
 UNITS = 2**20
 """Of a nat. A loss is off by 5e-7 nats at most, and 2^63 units are nine trillion nats."""
@@ -58,16 +59,6 @@ def from_scores(names: tuple[str, ...], scores: Mapping[str, Score]) -> Tensor:
     """The sums (S, 3) that `to_scores` was given."""
     found = [scores.get(name, Score(0, 0.0, 0)) for name in names]
     return torch.tensor([[score.labels, round(score.loss * UNITS), score.correct] for score in found])
-
-
-def source_of(name: str) -> str:
-    """Of the stream `source/language`."""
-    return name.partition("/")[0]
-
-
-def language_of(name: str) -> str:
-    """Of the stream `source/language`."""
-    return name.partition("/")[2]
 
 
 def script_of(name: str) -> str:

@@ -9,6 +9,16 @@ from mmbert.config import RunConfig
 from mmbert.mixture import Group
 
 
+def source_of(name: str) -> str:
+    """Of the stream `source/language`."""
+    return name.rpartition("/")[0]
+
+
+def language_of(name: str) -> str:
+    """Of the stream `source/language`; a language may come from several sources."""
+    return name.rpartition("/")[2]
+
+
 def read_languages(entries: Sequence[str], key: str) -> list[str]:
     """Language codes; an entry that ends in `.txt` is a file with one code a line and `#` comments.
 

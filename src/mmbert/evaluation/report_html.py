@@ -1,10 +1,9 @@
 """The page of a report: one static HTML file with the figure, a summary in words, and every number in tables."""
-import base64
 from html import escape
 
 from mmbert.evaluation.report_numbers import Report, entry_phases
 from mmbert.evaluation.report_summary import describe_group, summarise
-from mmbert.page_style import CSS, SORT, Cell, number_cell, table, text_cell
+from mmbert.page_style import Cell, bullets, document, number_cell, picture, table, text_cell
 
 FIGURE_ALT = (
     "Bits per byte of each entry group after each phase; change of every language in the last phase; planned and "
@@ -84,35 +83,14 @@ def render_page(report: Report, figure: bytes) -> str:
         figure: PNG bytes.
     """
     names = " → ".join(phase.name for phase in report.phases)
-    image = base64.b64encode(figure).decode()
-    sentences = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in summarise(report))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mmBERT report: {escape(names)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<h1>mmBERT training report</h1>
-<p class="lead">{escape(names)}</p>
-<ul class="summary">
-{sentences}
-</ul>
-<figure class="scroll">
-<img src="data:image/png;base64,{image}" alt="{escape(FIGURE_ALT)}">
-</figure>
-<h2>Bits per byte by entry phase</h2>
-{group_table(report)}
-<p class="note">{escape(HOW_MEASURED)}</p>
-<h2>Phases</h2>
-{phase_table(report)}
-<p class="note">{escape(HOW_SHARED)}</p>
-<h2>Languages</h2>
-{language_table(report)}
-<p class="note">A click on a column's head sorts by it. A dash: no held-out text.</p>
-<script>{SORT}</script>
-</body>
-</html>
-"""
+    body = [
+        bullets(summarise(report)),
+        picture(figure, FIGURE_ALT),
+        f"<h2>Bits per byte by entry phase</h2>\n{group_table(report)}",
+        f'<p class="note">{escape(HOW_MEASURED)}</p>',
+        f"<h2>Phases</h2>\n{phase_table(report)}",
+        f'<p class="note">{escape(HOW_SHARED)}</p>',
+        f"<h2>Languages</h2>\n{language_table(report)}",
+        """<p class="note">A click on a column's head sorts by it. A dash: no held-out text.</p>""",
+    ]
+    return document("report", "mmBERT training report", names, body)

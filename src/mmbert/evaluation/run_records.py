@@ -5,6 +5,7 @@ from typing import Any
 
 from mmbert.checkpoint import newest_checkpoint, read_state
 from mmbert.evaluation.json_files import read_json
+from mmbert.streams import language_of
 
 BITS_PER_BYTE = "python -m mmbert.evaluation.bits_per_byte"
 CONVERT = "python -m mmbert.convert_to_hf"
@@ -51,11 +52,6 @@ class PhaseRecord:
         """Largest difference between a language's planned and realised share of all tokens."""
         realised = self.realised_share
         return max(abs(realised[language] - planned) for language, planned in self.planned_share.items())
-
-
-def language_of(stream: str) -> str:
-    """`fineweb2/eng` -> `eng`: a language may come from several sources."""
-    return stream.rsplit("/", maxsplit=1)[-1]
 
 
 def sum_by_language(per_stream: dict[str, float]) -> dict[str, float]:

@@ -2,10 +2,10 @@
 import csv
 import io
 
-from mmbert.page_style import number_cell, table, text_cell
+from mmbert.page_style import document, number_cell, table, text_cell
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import Change, assumption, changes, facts, total_lines
-from mmbert.plan.page import document, finding_list, line_number
+from mmbert.plan.page import OWN_CSS, finding_list, line_number
 from mmbert.plan.text import columns, finding_text
 
 SHOWN = 15  # languages whose share changes most
@@ -89,4 +89,4 @@ def compare_page(chain: Chain) -> str:
             for name, before, after in share_changes(chain, by)
         ]
         body += [f"<h2>Share of every {by} that changes</h2>", table([by, *heads, "points"], shares, sortable=True)]
-    return document(f"{heads[0]} and {heads[1]}", "What two phases do differently", body)
+    return document("plan", "What two phases do differently", f"{heads[0]} and {heads[1]}", body, OWN_CSS)

@@ -1,9 +1,8 @@
 """The page of a plan: one static HTML file, nothing in it fetched from elsewhere."""
-import base64
 from collections.abc import Sequence
 from html import escape
 
-from mmbert.page_style import CSS, SORT, Cell, number_cell, table, text_cell
+from mmbert.page_style import Cell, document, number_cell, picture, table, text_cell
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import assumption, changes, facts, quantity, total_lines
 from mmbert.plan.findings import Finding
@@ -21,26 +20,6 @@ ALT = (
     "every language in each phase. The tables below hold the numbers."
 )
 HEADS = ["tokens", "share", "there are", "rows", "repeats"]
-
-
-def document(title: str, heading: str, body: Sequence[str]) -> str:
-    """A whole page."""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mmBERT plan: {escape(title)}</title>
-<style>{CSS}{OWN_CSS}</style>
-</head>
-<body>
-<h1>{escape(heading)}</h1>
-<p class="lead">{escape(title)}</p>
-{chr(10).join(body)}
-<script>{SORT}</script>
-</body>
-</html>
-"""
 
 
 def finding_list(findings: Sequence[Finding]) -> str:
@@ -100,13 +79,13 @@ def chain_page(chain: Chain, figure: bytes) -> str:
         figure: PNG bytes.
     """
     head, *rows = chain_rows(chain)
-    image = base64.b64encode(figure).decode()
     body = [
         table(head, [[text_cell(cell) for cell in row] for row in rows]),
         f'<p class="note">{escape(assumption(chain.hardware))}</p>',
         finding_list(chain.findings),
-        f'<figure class="scroll"><img src="data:image/png;base64,{image}" alt="{escape(ALT)}"></figure>',
+        picture(figure, ALT),
     ]
     for plan in chain.plans:
         body += phase_section(plan, chain)
-    return document(" → ".join(plan.config.name for plan in chain.plans), "mmBERT training plan", body)
+    names = " → ".join(plan.config.name for plan in chain.plans)
+    return document("plan", "mmBERT training plan", names, body, OWN_CSS)

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmbert.evaluation.run_records import language_of
 from mmbert.mixture import Floats
 from mmbert.run_report.curves import Scores, Validations, by_part
+from mmbert.streams import language_of
 
 LAST = 0.9  # "lately" is what follows this part of the tokens so far
 

@@ -1,15 +1,14 @@
 """The page of a run's report: one static HTML file that opens without a network."""
-import base64
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from mmbert.evaluation.run_records import language_of
-from mmbert.page_style import CSS, SORT, Cell, number_cell, table, text_cell
+from mmbert.page_style import Cell, bullets, document, number_cell, picture, table, text_cell
 from mmbert.run_report.figures import draw_bits, draw_course, draw_mixture, draw_scores
 from mmbert.run_report.languages import LanguageBits, LanguageScores
 from mmbert.run_report.mixture_tokens import StreamTokens, add_up
 from mmbert.run_report.phase_run import PhaseRun
 from mmbert.run_report.summary import summarise
+from mmbert.streams import language_of, source_of
 
 NO_STEPS = "No step is in the ledger yet."
 NO_SCORES = (
@@ -25,12 +24,6 @@ HOW_PLANNED = (
     "shuffled, so a period that is not over yet may differ by some. In rows: the difference over the stream's mean "
     "row. Rows read: by the plan, with which every step was compared. Repeats: realised over what the stream holds."
 )
-
-
-def picture(png: bytes, text: str) -> str:
-    """An embedded figure."""
-    image = base64.b64encode(png).decode()
-    return f'<figure class="scroll"><img src="data:image/png;base64,{image}" alt="{escape(text)}"></figure>'
 
 
 def token_cells(part: StreamTokens) -> list[Cell]:
@@ -79,7 +72,7 @@ def language_table(phase: PhaseRun, scores: LanguageScores | None, bits: Languag
 
 def phase_sections(phase: PhaseRun) -> Iterator[str]:
     """What stands under the heading of a phase."""
-    yield '<ul class="summary">' + "\n".join(f"<li>{escape(line)}</li>" for line in summarise(phase)) + "</ul>"
+    yield bullets(summarise(phase))
     yield audit_table(phase)
     if not phase.tokens:
         yield f"<p>{NO_STEPS}</p>"
@@ -102,7 +95,7 @@ def phase_sections(phase: PhaseRun) -> Iterator[str]:
     if any(stream.planned for stream in phase.streams):
         yield picture(draw_mixture(phase.streams), "Realised over planned tokens of every stream against its size.")
     yield f'<p class="note">{escape(HOW_PLANNED)} Lately: over the last tenth of the tokens so far.</p>'
-    yield token_table("Source", add_up(phase.streams, lambda name: name.rpartition("/")[0]))
+    yield token_table("Source", add_up(phase.streams, source_of))
     yield f"<h4>Languages</h4>{language_table(phase, scores, bits)}"
     yield f"<h4>Streams</h4>{token_table('Stream', phase.streams)}"
 
@@ -119,23 +112,6 @@ def audit_table(phase: PhaseRun) -> str:
 def render_page(phases: Sequence[PhaseRun]) -> str:
     """The whole page; nothing in it is fetched from elsewhere."""
     names = " → ".join(phase.name for phase in phases)
-    body = "\n".join(
-        f"<h2>{escape(phase.name)}</h2>\n" + "\n".join(phase_sections(phase)) for phase in phases
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>mmBERT run: {escape(names)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<h1>The run against its plan</h1>
-<p class="lead">{escape(names)}</p>
-{body}
-<p class="note">A click on a column's head sorts by it. A dash: not known.</p>
-<script>{SORT}</script>
-</body>
-</html>
-"""
+    body = [part for phase in phases for part in (f"<h2>{escape(phase.name)}</h2>", *phase_sections(phase))]
+    note = """<p class="note">A click on a column's head sorts by it. A dash: not known.</p>"""
+    return document("run", "The run against its plan", names, [*body, note])
