@@ -1,7 +1,7 @@
 """The learning rate of every step, from the tokens trained on so far."""
 from composer import Callback, Logger, State
 
-from mmbert.clock import learning_rate_multiplier
+from mmbert.clock import learning_rate
 from mmbert.trainer import Phase
 
 
@@ -12,12 +12,11 @@ class LearningRate(Callback):
     """
 
     def __init__(self, phase: Phase) -> None:
-        self.config, self.peak = phase.config.learning_rate, phase.config.optimizer.lr
-        self.duration = phase.config.duration
+        self.config = phase.config
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Give every parameter group this step's rate."""
-        rate = self.peak * learning_rate_multiplier(self.config, int(state.timestamp.token), self.duration)
+        rate = learning_rate(self.config, int(state.timestamp.token))
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate

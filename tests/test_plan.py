@@ -18,7 +18,7 @@ from mmbert.model import MmBertForMaskedLM
 from mmbert.plan.__main__ import main
 from mmbert.plan.chain import Chain, plan_chain
 from mmbert.plan.counts import read_counts
-from mmbert.plan.numbers import activation_bytes, checkpoints_that_stay, num_parameters, saves, stretches, walk
+from mmbert.plan.numbers import activation_bytes, checkpoints_that_stay, num_parameters, saves, stretches
 from mmbert.plan.phase import Hardware, learning_rate, plan_phase
 from mmbert.recipe_table import steps
 from mmbert.schedules import BatchSizes, Schedule
@@ -96,7 +96,7 @@ def test_a_walk_over_the_periods_agrees_with_the_mixtures_own_sum() -> None:
     groups = (Group("a", 1.0, Schedule(0.8, "linear", 0.2), 40.0, np.arange(3)),)
     plan = Plan(groups, rows, tokens, 100_000, 64)
     for moment in (10, 5_000, 100_000):
-        read = walk(plan, moment)
+        read = plan.walk(moment)
         assert read.stream_tokens == pytest.approx(plan.planned_tokens(moment))
         assert read.stream_rows.sum() == pytest.approx(read.rows)
         assert read.stream_rows @ (tokens / rows) == pytest.approx(moment)

@@ -11,6 +11,11 @@ def batch_sizes(config: RunConfig) -> BatchSizes:
     return BatchSizes.build(final, warmup.start, warmup.tokens // config.max_seq_len)
 
 
+def learning_rate(config: RunConfig, tokens: int) -> float:
+    """Of the step that begins after `tokens` tokens of the phase."""
+    return config.optimizer.lr * learning_rate_multiplier(config.learning_rate, tokens, config.duration)
+
+
 def learning_rate_multiplier(config: LearningRateConfig, tokens: int, duration: int) -> float:
     """Multiplier of the peak learning rate for the step that begins after `tokens` tokens of the phase."""
     if config.shape == "one_minus_sqrt":

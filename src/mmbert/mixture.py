@@ -55,6 +55,28 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Walk:
+    """What a phase reads by its plan up to some moment, fractions of rows and all.
+
+    Attributes:
+        rows: of all streams.
+        stream_rows, stream_tokens: (S,).
+        last: the mixture that it ends in.
+    """
+
+    rows: float
+    stream_rows: Floats
+    stream_tokens: Floats
+    last: Mixture
+
+    def up_to(self, rows: float) -> "Walk":
+        """The same with the few rows more that fill the last step."""
+        part = (rows - self.rows) / self.last.rows.sum()
+        tokens = (part * self.last.tokens) * self.last.token_shares
+        return Walk(rows, self.stream_rows + part * self.last.rows, self.stream_tokens + tokens, self.last)
+
+
+@dataclass(frozen=True)
 class Period:
     """A stretch of `period_rows` rows with one constant mixture.
 
@@ -260,12 +282,18 @@ class Plan:
             yield Period(index, int(mixture.start_tokens), mixture.taus, mixture.token_shares, first, first + taken)
             first = first + taken
 
+    def walk(self, tokens: float) -> Walk:
+        """The rows and tokens of every stream until `tokens` are planned."""
+        rows, stream_rows, stream_tokens = 0.0, np.zeros(len(self.rows)), np.zeros(len(self.rows))
+        for mixture in self.mixtures():
+            part = min(1.0, (tokens - mixture.start_tokens) / mixture.tokens)
+            rows += part * self.period_rows
+            stream_rows += part * mixture.rows
+            stream_tokens += (part * mixture.tokens) * mixture.token_shares
+            if tokens <= mixture.start_tokens + mixture.tokens:
+                break
+        return Walk(rows, stream_rows, stream_tokens, mixture)
+
     def planned_tokens(self, tokens: int) -> Floats:
         """(S,) tokens of each stream in the first `tokens` of the phase."""
-        planned = np.zeros(len(self.rows))
-        for mixture in self.mixtures():
-            left = tokens - mixture.start_tokens
-            planned += min(left, mixture.tokens) * mixture.token_shares
-            if left <= mixture.tokens:
-                return planned
-        raise AssertionError("there is no last period")
+        return self.walk(tokens).stream_tokens

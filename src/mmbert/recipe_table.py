@@ -5,7 +5,8 @@ docs/recipe.md holds what this prints; a test compares the two.
 from collections.abc import Sequence
 from itertools import pairwise
 
-from mmbert.clock import batch_sizes, learning_rate_multiplier
+from mmbert.clock import batch_sizes
+from mmbert.clock import learning_rate as rate_at
 from mmbert.config import RunConfig, load_config
 from mmbert.streams import read_languages
 
@@ -31,7 +32,7 @@ def steps(config: RunConfig) -> int:
 def learning_rate(config: RunConfig) -> str:
     """Peak, and where the rate ends."""
     peak = config.optimizer.lr
-    last = peak * learning_rate_multiplier(config.learning_rate, config.duration, config.duration)
+    last = rate_at(config, config.duration)
     return f"{peak:g}" if last == peak else f"{peak:g} to {last:.3g}, {config.learning_rate.shape}"
 
 

@@ -2,9 +2,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mmbert.clock import learning_rate
 from mmbert.config import RunConfig
 from mmbert.identity import flatten
-from mmbert.plan.phase import Hardware, Line, PhasePlan, learning_rate
+from mmbert.plan.phase import Hardware, Line, PhasePlan
 from mmbert.schedules import Schedule
 
 Change = tuple[str, str, str]

@@ -3,10 +3,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from mmbert.clock import batch_sizes
+from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig
 from mmbert.identity import KEPT
-from mmbert.plan.phase import Hardware, PhasePlan, learning_rate
+from mmbert.plan.phase import Hardware, PhasePlan
 
 Level = Literal["ok", "warning", "error"]
 REPEATS = 5.0  # the paper's aim: no language read more often (docs/recipe.md)

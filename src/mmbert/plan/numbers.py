@@ -4,11 +4,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
-import numpy as np
-
 from mmbert.config import ModelConfig
 from mmbert.head_chunks import rows_of_a_chunk
-from mmbert.mixture import Floats, Mixture, Plan
 from mmbert.schedules import BatchSizes
 
 FP32, BF16, INT32 = 4, 2, 4  # bytes
@@ -30,41 +27,6 @@ def stretches(sizes: BatchSizes, needed_rows: float) -> list[Stretch]:
             steps = ceil((min(needed_rows, end) - start) / size - 1e-9)
             found.append(Stretch(size, steps))
     return found
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What a phase reads by its plan up to some moment, fractions of rows and all.
-
-    Attributes:
-        rows: of all streams.
-        stream_rows, stream_tokens: (S,).
-        last: the mixture that it ends in.
-    """
-
-    rows: float
-    stream_rows: Floats
-    stream_tokens: Floats
-    last: Mixture
-
-    def up_to(self, rows: float) -> "Walk":
-        """The same with the few rows more that fill the last step."""
-        part = (rows - self.rows) / self.last.rows.sum()
-        tokens = (part * self.last.tokens) * self.last.token_shares
-        return Walk(rows, self.stream_rows + part * self.last.rows, self.stream_tokens + tokens, self.last)
-
-
-def walk(plan: Plan, tokens: float) -> Walk:
-    """The rows and tokens of every stream until `tokens` are planned, in one pass over the periods."""
-    rows, stream_rows, stream_tokens = 0.0, np.zeros(len(plan.rows)), np.zeros(len(plan.rows))
-    for mixture in plan.mixtures():
-        part = min(1.0, (tokens - mixture.start_tokens) / mixture.tokens)
-        rows += part * plan.period_rows
-        stream_rows += part * mixture.rows
-        stream_tokens += (part * mixture.tokens) * mixture.token_shares
-        if tokens <= mixture.start_tokens + mixture.tokens:
-            break
-    return Walk(rows, stream_rows, stream_tokens, mixture)
 
 
 def num_parameters(model: ModelConfig) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmbert.clock import batch_sizes, learning_rate_multiplier
+from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig
 from mmbert.device_peaks import memory_bytes, peak_flops
 from mmbert.flops import training_flops
@@ -19,7 +19,6 @@ from mmbert.plan.numbers import (
     num_parameters,
     saves,
     stretches,
-    walk,
 )
 from mmbert.streams import mixture_streams
 
@@ -176,11 +175,6 @@ class PhasePlan:
         }  # fmt: skip
 
 
-def learning_rate(config: RunConfig, tokens: int) -> float:
-    """Of the step that begins after so many tokens of the phase."""
-    return config.optimizer.lr * learning_rate_multiplier(config.learning_rate, tokens, config.duration)
-
-
 def plan_phase(path: str, config: RunConfig, table: Mapping[Name, Count] | None) -> PhasePlan:
     """Plan a phase; a mistake in the counts is noted, and what does not need them is planned all the same.
 
@@ -192,7 +186,7 @@ def plan_phase(path: str, config: RunConfig, table: Mapping[Name, Count] | None)
     try:
         counts = counts_of_phase(config, streams, table)
         plan = Plan(groups, counts.rows, counts.tokens, config.duration, config.data.period_rows) if counts else None
-        read = walk(plan, config.duration) if plan else None
+        read = plan.walk(config.duration) if plan else None
     except (FileNotFoundError, ValueError) as error:
         counts, read, problem = None, None, str(error)
     row_tokens = config.duration / read.rows if read else float(config.max_seq_len)

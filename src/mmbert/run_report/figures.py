@@ -1,6 +1,7 @@
 """The figures of a run's report, as PNG bytes. N steps, B moments, L languages."""
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib.style
@@ -8,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmbert.clock import learning_rate_multiplier
+from mmbert.clock import learning_rate
 from mmbert.config import UNITS, RunConfig
 from mmbert.mixture import Floats
 from mmbert.page_style import COLOURS, STYLE
@@ -60,30 +61,15 @@ def draw_loss(axes: Axes, steps: Steps) -> None:
     tokens_below(axes)
 
 
-def draw_learning_rate(axes: Axes, steps: Steps, config: RunConfig | None) -> None:
-    """As it was, over the plan."""
+def draw_schedule(
+    axes: Axes, title: str, steps: Steps, values: Floats, planned: Callable[[int], float] | None, colour: str
+) -> None:
+    """Values (N,) as they were, over the plan."""
     chosen = some(len(steps.before))
-    if config:
-        planned = [
-            config.optimizer.lr * learning_rate_multiplier(config.learning_rate, int(tokens), config.duration)
-            for tokens in steps.before[chosen]
-        ]
-        axes.plot(steps.before[chosen], planned, **PLANNED)
-    axes.plot(steps.before[chosen], steps.learning_rate[chosen], color=COLOURS[5], linewidth=1.3, label="as it was")
-    axes.set_title("Learning rate")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    tokens_below(axes)
-
-
-def draw_mask_rate(axes: Axes, steps: Steps, config: RunConfig | None) -> None:
-    """As it was, over the plan."""
-    chosen = some(len(steps.before))
-    if config:
-        planned = [config.mask_rate.value(int(tokens), config.duration) for tokens in steps.before[chosen]]
-        axes.plot(steps.before[chosen], planned, **PLANNED)
-    axes.plot(steps.before[chosen], steps.mask_rate[chosen], color=COLOURS[2], linewidth=1.3, label="as it was")
-    axes.set_title("Mask rate")
+    if planned:
+        axes.plot(steps.before[chosen], [planned(int(tokens)) for tokens in steps.before[chosen]], **PLANNED)
+    axes.plot(steps.before[chosen], values[chosen], color=colour, linewidth=1.3, label="as it was")
+    axes.set_title(title)
     axes.set_ylim(bottom=0)
     axes.legend()
     tokens_below(axes)
@@ -118,8 +104,12 @@ def draw_course(phase: PhaseRun) -> bytes:
         figure = Figure(figsize=(13, 8.5), layout="constrained")
         grid = figure.add_gridspec(2, 6)
         draw_loss(figure.add_subplot(grid[0, :4]), phase.steps)
-        draw_learning_rate(figure.add_subplot(grid[0, 4:]), phase.steps, phase.config)
-        draw_mask_rate(figure.add_subplot(grid[1, :2]), phase.steps, phase.config)
+        rate = partial(learning_rate, phase.config) if phase.config else None
+        draw_schedule(figure.add_subplot(grid[0, 4:]), "Learning rate", phase.steps, phase.steps.learning_rate, rate,
+                      COLOURS[5])  # fmt: skip
+        rate = partial(phase.config.mask_rate.value, duration=phase.config.duration) if phase.config else None
+        draw_schedule(figure.add_subplot(grid[1, :2]), "Mask rate", phase.steps, phase.steps.mask_rate, rate,
+                      COLOURS[2])  # fmt: skip
         draw_taus(figure.add_subplot(grid[1, 2:4]), phase.steps, phase.config)
         if phase.scores:
             draw_throughput(figure.add_subplot(grid[1, 4:]), phase.scores)
