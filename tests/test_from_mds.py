@@ -160,6 +160,8 @@ def test_a_folder_that_names_no_language_and_a_place_without_mds_are_refused(
     write_mds(tmp_path / PIECE.format(3), wrapped(documents, tokenizer))
     with pytest.raises(ValueError, match=r"split_3-.*give --language for the whole folder"):
         find_mds_inputs(str(tmp_path), "mine")
+    (tmp_path / PIECE.format(3)).rename(tmp_path / "fao_Latn2")  # a variant, not the script
+    assert list(find_mds_inputs(str(tmp_path), "mine")) == [("mine", "fao_latn2")]
 
 
 def test_other_file_systems_are_read_too(tmp_path: Path, tokenizer: Tokenizer, documents: list[TokenIds]) -> None:
@@ -174,6 +176,19 @@ def test_other_file_systems_are_read_too(tmp_path: Path, tokenizer: Tokenizer, d
         memory.rm("/published", recursive=True)
 
 
+def damages(content: bytes, kind: str) -> dict[str, bytes]:
+    """What the error says -> a damaged shard."""
+    size = {f"{len(content) - 1} bytes of data, its index says {len(content)}": content[:-1], "has 0 bytes": b""}
+    if kind == "zstd":
+        return size | {"cannot be unpacked": bytes(len(content))}
+    if kind == "hashed":
+        return size | {"its sha1 is not that of the index": content[:-1] + bytes([content[-1] ^ 1])}
+    return size | {
+        "is no shard of": content[:1] + b"\1" + content[2:],
+        "sample 0 cannot be decoded": content[:8] + content[4:8] + content[12:],  # it ends where it begins
+    }
+
+
 @pytest.mark.parametrize("kind", ["zstd", "unpacked", "hashed"])
 def test_a_damaged_shard_is_named(tmp_path: Path, tokenizer: Tokenizer, documents: list[TokenIds], kind: str) -> None:
     folder = write_mds(tmp_path / "a", wrapped(documents, tokenizer), hashes=["sha1"] if kind == "hashed" else None)
@@ -181,23 +196,24 @@ def test_a_damaged_shard_is_named(tmp_path: Path, tokenizer: Tokenizer, document
         unpack(folder)
     path = sorted(folder.glob("shard.*"))[1]
     content = path.read_bytes()
-    damages = {"cut": content[:-1], "longer": content + b"0", "empty": b""}
-    if kind == "zstd":
-        damages["garbage"] = bytes(len(content))
-    if kind == "hashed":
-        damages["bit"] = content[:-1] + bytes([content[-1] ^ 1])
-    if kind == "unpacked":
-        damages["other number"] = content[:1] + b"\1" + content[2:]
-        damages["places that go back"] = content[:8] + bytes(4) + content[12:]
-    for damage in damages.values():
-        path.write_bytes(damage)
-        with pytest.raises(ValueError, match=rf"{path}.*copy the folder again"):
+    for message, damaged in damages(content, kind).items():
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{path}.*{message}.*copy the folder again"):
             list(read_token_documents(folder, tokenizer))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
         list(read_token_documents(folder, tokenizer))
     path.write_bytes(content)
     assert_same(list(read_token_documents(folder, tokenizer)), documents)
+
+
+def test_what_a_shard_unpacks_to_is_checked(tmp_path: Path, tokenizer: Tokenizer, documents: list[TokenIds]) -> None:
+    folder = write_mds(tmp_path / "a", wrapped(documents, tokenizer))
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["raw_data"]["bytes"] += 1
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"shard.00000.mds.zstd has \d+ bytes of data, its index says"):
+        list(read_token_documents(folder, tokenizer))
 
 
 def test_a_sample_of_garbage_is_named(tmp_path: Path, tokenizer: Tokenizer, documents: list[TokenIds]) -> None:
