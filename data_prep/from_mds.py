@@ -21,6 +21,7 @@ from streaming.base.compression import decompress
 from streaming.base.format.mds import MDSReader
 from streaming.base.hashing import get_hash
 
+from data_prep.formats import BrokenInputError
 from data_prep.inputs import InputFile, Inputs, Stream, list_files
 from data_prep.language_codes import canonical
 from mmbert.packing import TokenIds
@@ -45,7 +46,8 @@ def find_mds_inputs(location: str, source: str, language: str | None = None) -> 
 
     Raises:
         OSError: there is no such location, or no MDS folder in it.
-        ValueError: an index is broken, or a folder's name begins with no language.
+        BrokenInputError: an index is broken.
+        ValueError: a folder's name begins with no language.
     """
     streams: dict[Stream, list[InputFile]] = {}
     for relative, file in sorted(list_files(location).items()):
@@ -67,7 +69,8 @@ def read_token_documents(folder: str | Path, tokenizer: Tokenizer) -> Iterator[T
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is not what the index says, or its ids are not this tokenizer's; names file and sample.
+        BrokenInputError: a file is not what the index says; names file and sample.
+        ValueError: the ids are not this tokenizer's, or the folder holds none.
     """
     shards = _own_shards(folder)
     if not shards:
@@ -84,7 +87,7 @@ def _own_shards(folder: str | Path) -> list[MDSReader]:
     """The shards of a folder itself; an index of the folders below it has none.
 
     Raises:
-        ValueError: the index is broken, or its columns hold code.
+        BrokenInputError: the index is broken, or its columns hold code.
     """
     try:
         shards = [MDSReader.from_json("", None, shard) for shard in json.loads(_read(f"{folder}/{INDEX}"))["shards"]]
@@ -96,7 +99,7 @@ def _own_shards(folder: str | Path) -> list[MDSReader]:
     except OSError:
         raise
     except Exception as error:  # whatever garbage leads to
-        raise ValueError(f"{folder}/{INDEX} is no index of MDS shards ({error!r}); {REMEDY}") from None
+        raise BrokenInputError(f"{folder}/{INDEX} is no index of MDS shards ({error!r}); {REMEDY}") from None
     return own
 
 
@@ -128,7 +131,7 @@ def _samples(folder: str | Path, shards: list[MDSReader], tokenizer: Tokenizer) 
             ids = _ids(where, shard, sample, tokenizer)
             begins = ids[0] == tokenizer.bos_token_id if begins is None else begins
             if begins != (ids[0] == tokenizer.bos_token_id):
-                raise ValueError(f"{where}: it begins with id {ids[0]}; of <bos>, all samples have one, or none has")
+                raise BrokenInputError(f"{where}: begins with id {ids[0]}; all samples must begin with <bos>, or none")
             yield ids
 
 
@@ -143,7 +146,7 @@ def _shard_content(folder: str | Path, shard: MDSReader) -> bytes:
         try:
             content = decompress(shard.compression, zipped)
         except Exception as error:  # zstandard's, brotli's...
-            raise ValueError(f"{packed} cannot be unpacked ({error}); {REMEDY}") from None
+            raise BrokenInputError(f"{packed} cannot be unpacked ({error}); {REMEDY}") from None
         _check(packed, content, shard.raw_data)
     return content
 
@@ -162,17 +165,17 @@ def _checked(path: str, record: Any) -> bytes:
 def _check(path: str, content: bytes, record: Any) -> None:
     """Compare bytes with their record in the index."""
     if len(content) != record.bytes:
-        raise ValueError(f"{path} has {len(content)} bytes of data, its index says {record.bytes}; {REMEDY}")
+        raise BrokenInputError(f"{path} has {len(content)} bytes of data, its index says {record.bytes}; {REMEDY}")
     for algorithm, value in record.hashes.items():
         if get_hash(algorithm, content) != value:
-            raise ValueError(f"{path}: its {algorithm} is not that of the index; {REMEDY}")
+            raise BrokenInputError(f"{path}: its {algorithm} is not that of the index; {REMEDY}")
 
 
 def _cut(folder: str | Path, shard: MDSReader, content: bytes) -> Iterator[bytes]:
     """The samples of a shard. It begins with their number and the places where each begins and the last ends."""
     places = np.frombuffer(content, np.uint32, count=min(2 + shard.samples, len(content) // 4))
     if len(places) < 2 + shard.samples or places[0] != shard.samples:
-        raise ValueError(f"{folder}/{shard.raw_data.basename} is no shard of {shard.samples} samples; {REMEDY}")
+        raise BrokenInputError(f"{folder}/{shard.raw_data.basename} is no shard of {shard.samples} samples; {REMEDY}")
     for begin, end in zip(places[1:-1].tolist(), places[2:].tolist(), strict=True):
         yield content[begin:end]
 
@@ -182,7 +185,7 @@ def _ids(where: str, shard: MDSReader, sample: bytes, tokenizer: Tokenizer) -> T
     try:
         columns = shard.decode_sample(sample)
     except Exception as error:  # garbage may raise anything
-        raise ValueError(f"{where} cannot be decoded ({error}); {REMEDY}") from None
+        raise BrokenInputError(f"{where} cannot be decoded ({error}); {REMEDY}") from None
     ids = columns.get(COLUMN)
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not len(ids):
         raise ValueError(f"{where} has no column {COLUMN!r} of ids; its columns: {', '.join(columns)}")

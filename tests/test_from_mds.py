@@ -13,6 +13,7 @@ from filelock import FileLock
 from streaming import MDSWriter
 from streaming.base.compression import decompress
 
+from data_prep.formats import BrokenInputError
 from data_prep.from_mds import find_mds_inputs, read_token_documents
 from data_prep.train_tokenizer import train
 from mmbert.packing import TokenIds
@@ -198,7 +199,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, tokenizer: Tokenizer, document
     content = path.read_bytes()
     for message, damaged in damages(content, kind).items():
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"{path}.*{message}.*copy the folder again"):
+        with pytest.raises(BrokenInputError, match=rf"{path}.*{message}.*copy the folder again"):
             list(read_token_documents(folder, tokenizer))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
@@ -212,7 +213,7 @@ def test_what_a_shard_unpacks_to_is_checked(tmp_path: Path, tokenizer: Tokenizer
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["raw_data"]["bytes"] += 1
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"shard.00000.mds.zstd has \d+ bytes of data, its index says"):
+    with pytest.raises(BrokenInputError, match=r"shard.00000.mds.zstd has \d+ bytes of data, its index says"):
         list(read_token_documents(folder, tokenizer))
 
 
@@ -222,7 +223,7 @@ def test_a_sample_of_garbage_is_named(tmp_path: Path, tokenizer: Tokenizer, docu
     content = path.read_bytes()
     begin = int.from_bytes(content[8:12], "little")  # of the second sample
     path.write_bytes(content[: begin + 8] + b"\xff\xff\xff" + content[begin + 11 :])
-    with pytest.raises(ValueError, match=rf"{path} sample 1 .*"):
+    with pytest.raises(BrokenInputError, match=rf"{path} sample 1 .*"):
         list(read_token_documents(folder, tokenizer))
 
 
@@ -230,7 +231,7 @@ def test_samples_must_agree_in_whether_they_begin_with_bos(
     tmp_path: Path, tokenizer: Tokenizer, documents: list[TokenIds]
 ) -> None:
     write_mds(tmp_path / "a", [*wrapped(documents[:10], tokenizer), documents[10]])
-    with pytest.raises(ValueError, match=r"shard.0000\d.mds sample \d+: it begins with id \d+"):
+    with pytest.raises(BrokenInputError, match=r"shard.0000\d.mds sample \d+: begins with id \d+"):
         list(read_token_documents(tmp_path / "a", tokenizer))
 
 
@@ -277,7 +278,7 @@ def test_other_columns_and_columns_that_hold_code_are_refused(
 @pytest.mark.parametrize("index", ["", "[]", "{}", '{"shards": [{}]}', '{"shards": [{"version": 1}]}'])
 def test_a_broken_index_is_named(tmp_path: Path, tokenizer: Tokenizer, index: str) -> None:
     (tmp_path / "index.json").write_text(index)
-    with pytest.raises(ValueError, match=rf"{tmp_path}/index.json is no index of MDS shards"):
+    with pytest.raises(BrokenInputError, match=rf"{tmp_path}/index.json is no index of MDS shards"):
         list(read_token_documents(tmp_path, tokenizer))
 
 
