@@ -200,6 +200,14 @@ def test_what_is_no_corpus_of_text_is_refused(name: str, message: str) -> None:
         corpus_inputs(name)
 
 
+def test_a_revision_of_what_has_none_and_a_file_of_no_known_format_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--revision v1_6: books lies at https://olmo-data.org/dolma-v1_7, which has"):
+        corpus_inputs("books", revision="v1_6")
+    mirror = write(tmp_path, "allenai/dolmino-mix-1124/data/math/gsm8k.json.bz2")
+    with pytest.raises(ValueError, match=r"gsm8k.json.bz2 is of no known format"):
+        corpus_inputs("dolmino-math", mirror=str(mirror))
+
+
 def test_an_empty_mirror_is_told_by_what_it_must_hold(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the mirror must hold HuggingFaceFW/fineweb-2/data/\{lang"):
         corpus_inputs("fineweb2", mirror=str(tmp_path))
