@@ -76,7 +76,8 @@ def test_all_scripts_of_a_language_are_one_stream_and_removed_text_is_none(tmp_p
 
 
 def test_fineweb2_hq_makes_streams_of_fineweb2(tmp_path: Path) -> None:
-    mirror = write(tmp_path, "epfml/FineWeb2-HQ/deu_Latn/a.parquet", "epfml/FineWeb2-HQ/cmn_Hani/a.parquet")
+    names = ("deu_Latn/a.parquet", "cmn_Hani/a.parquet", "README.md")
+    mirror = write(tmp_path, *(f"epfml/FineWeb2-HQ/{name}" for name in names))
     assert list(corpus_inputs("fineweb2-hq", mirror=str(mirror))) == [("fineweb2", "cmn"), ("fineweb2", "deu")]
 
 
