@@ -207,9 +207,7 @@ def write_signatures(job: Job, number: int, documents: Iterable[Document]) -> No
 def find_duplicates(job: Job) -> Path:
     """A folder with a file for each part that has duplicates: the numbers of the documents to drop."""
     pairs, duplicates = job.work / "pairs", job.work / "duplicates"
-    remove(pairs)
-    remove(duplicates)
-    duplicates.mkdir()
+    make_folder(duplicates)  # datatrove makes none where it finds no duplicate
     for bucket in range(CONFIG.num_buckets):
         block = MinhashDedupBuckets(str(job.work / "signatures"), str(pairs), config=CONFIG, lines_to_buffer=1000)
         block(None, bucket, CONFIG.num_buckets)

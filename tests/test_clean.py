@@ -157,6 +157,15 @@ def test_a_changed_file_redoes_its_language_alone(tmp_path, monkeypatch):
     assert len(records(tmp_path / "out" / "text" / "fao")) == 2
 
 
+def test_a_part_that_is_done_is_not_read_again(tmp_path):
+    write(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
+    clean_language.filter_part(job, 0)
+    (tmp_path / "in" / "fao.jsonl").unlink()
+    run_here([job])
+    assert len(records(tmp_path / "out" / "text" / "fao")) == 1
+
+
 def test_a_broken_file_is_named_and_the_other_languages_are_cleaned(tmp_path, monkeypatch):
     write(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
     (tmp_path / "in" / "isl.jsonl").write_text('{"text": "halló"}\n{"text": "hall\n')

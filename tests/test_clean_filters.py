@@ -111,7 +111,7 @@ def model(tmp_path_factory):
     ]
     (folder / "train.txt").write_text("".join(lines))
     made = fasttext.train_supervised(
-        str(folder / "train.txt"), dim=16, minn=1, maxn=3, bucket=2000, epoch=20, thread=1, verbose=0
+        str(folder / "train.txt"), dim=16, minn=1, maxn=3, bucket=2000, epoch=50, lr=0.05, thread=1, verbose=0
     )
     made.save_model(str(folder / "model.bin"))
     return str(folder / "model.bin")
