@@ -1,12 +1,12 @@
 """ModernBERT's way from text to shards: its own src/convert_dataset.py, called from a checkout."""
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from streaming import LocalDataset, MDSWriter
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
@@ -36,34 +36,32 @@ def load_convert_dataset(checkout: Path) -> ModuleType:
     return module
 
 
-def load_its_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
-    """As its main() does."""
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(tokenizer.folder))
-    loaded.model_max_length = int(1e30)
-    return loaded
-
-
-def convert(
-    module: ModuleType, tokenizer: PreTrainedTokenizerBase, source: Path, output: Path, row_length: int
-) -> None:
-    """Its main() for one folder of JSON lines, with --concat_tokens.
+def converter(checkout: Path, tokenizer: Tokenizer, source: Path, row_length: int) -> Callable[[Path], None]:
+    """Its main() with --concat_tokens, for one folder of JSON lines: a function of the output folder.
 
     main() itself takes the names of two corpora and no others. One file makes one loader process.
     """
-    dataset = module.build_hf_dataset(
-        dataset_name=str(source),
-        split="train",
-        mode=module.ConcatMode.CONCAT_TOKENS,
-        max_length=row_length,
-        bos_text="",
-        eos_text="",
-        no_wrap=False,
-        tokenizer=tokenizer,
-    )
-    loader = module.build_dataloader(dataset=dataset, batch_size=BATCH_SIZE)
-    with MDSWriter(columns=COLUMNS, out=str(output)) as writer:
-        for sample in module.generate_samples(loader):
-            writer.write(sample)
+    module = load_convert_dataset(checkout)
+    loaded = AutoTokenizer.from_pretrained(str(tokenizer.folder))
+    loaded.model_max_length = int(1e30)
+
+    def convert(output: Path) -> None:
+        dataset = module.build_hf_dataset(
+            dataset_name=str(source),
+            split="train",
+            mode=module.ConcatMode.CONCAT_TOKENS,
+            max_length=row_length,
+            bos_text="",
+            eos_text="",
+            no_wrap=False,
+            tokenizer=loaded,
+        )
+        loader = module.build_dataloader(dataset=dataset, batch_size=BATCH_SIZE)
+        with MDSWriter(columns=COLUMNS, out=str(output)) as writer:
+            for sample in module.generate_samples(loader):
+                writer.write(sample)
+
+    return convert
 
 
 def documents_of(output: Path, eos_token_id: int) -> Iterator[TokenIds]:

@@ -2,9 +2,8 @@
 
 Ours normalises, drops exact duplicates, holds out, tokenises, packs, shuffles, writes with sha256 and reads all again
 to verify. The peer tokenises a document at a time, joins all of them and cuts the result into rows (--concat_tokens,
-its only way to write tokens: src/data/hf_to_mds.py writes text, and leaves tokenising to every epoch's loader). It works
-in two processes, so look at processor time. Start-up is timed on neither side. The text is made of the lines of a real
-one, so words come again more often than in a corpus, which helps both tokenizers' caches.
+its only way to write tokens: src/data/hf_to_mds.py writes text, and leaves tokenising to the loader of every epoch). It
+works in two processes, so look at processor time. Start-up, imports and tokenizer, is timed on neither side.
 """
 import argparse
 import shutil
@@ -33,31 +32,8 @@ PEER = "convert_dataset"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     benchmark_texts.add_options(parser)
-    add_size_options(parser)
-    parser.add_argument("--modernbert", type=Path, metavar="PATH", help="checkout of ModernBERT (default: left out)")
-
-
-def add_size_options(parser: argparse.ArgumentParser) -> None:
-    """How much text, and what is made of it."""
-    parser.add_argument("--languages", type=int, default=12, help="how many, of the largest (default: 12)")
-    parser.add_argument("--megabytes", type=float, default=24.0, help="of text, in all (default: 24)")
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
-    parser.add_argument("--seed", type=int, default=0, help="of the text (default: 0)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write there, a new folder, and keep all")
-
-
-def make_corpus(options: argparse.Namespace, folder: Path) -> float:
-    """Write the text to folder/text and folder/text.jsonl; megabytes of it.
-
-    Raises:
-        ValueError: --keep names what is there already, or --input has too few languages.
-    """
-    found = benchmark_texts.read_languages(options.input)
-    if len(found) < options.languages:
-        raise ValueError(f"--languages {options.languages}: {options.input} has {len(found)}")
-    largest = sorted(found, key=lambda language: (-sum(map(len, found[language])), language))[: options.languages]
-    chosen = {language: found[language] for language in sorted(largest)}
-    return benchmark_texts.write_corpus(folder / "text", chosen, int(options.megabytes * 1e6), options.seed) / 1e6
+    parser.add_argument("--modernbert", type=Path, metavar="PATH", help="checkout of ModernBERT (default: left out)")
 
 
 def prepare_and_verify(settings: Settings, source: Path, workers: int) -> list[Manifest]:
@@ -68,10 +44,10 @@ def prepare_and_verify(settings: Settings, source: Path, workers: int) -> list[M
     return [verify_stream(folder) for folder in find_streams(output)]
 
 
-def convert_anew(module: Any, tokenizer: Any, source: Path, output: Path, row_length: int) -> None:
+def convert_anew(convert: Callable[[Path], None], output: Path) -> None:
     """The peer, from nothing."""
     shutil.rmtree(output, ignore_errors=True)
-    convert_dataset.convert(module, tokenizer, source, output, row_length)
+    convert(output)
 
 
 def our_documents(root: Path) -> Iterator[TokenIds]:
@@ -95,45 +71,37 @@ def compare(ours: Path, theirs: Path, row_length: int, eos_token_id: int) -> lis
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Make the text, compare, time."""
+    """Write the texts, compare, time."""
     check_peers(options, [PEER] if options.modernbert else [])
-    if options.keep is not None and options.keep.exists():
-        raise ValueError(f"--keep {options.keep} exists: name a new folder")
     tokenizer = load_tokenizer(options.tokenizer)
     gates: list[Gate] = []
-    with work_folder(options.keep) as folder:
-        megabytes = make_corpus(options, folder)
+    with work_folder(None) as folder:
+        megabytes = benchmark_texts.write_corpus(folder, options.input)
         settings = Settings(str(folder / "ours"), str(options.tokenizer), options.row_length)
-        ours = partial(prepare_and_verify, settings, folder / "text", 1)
-        candidates: dict[str, Callable[[], object]] = {OURS: ours}
-        manifests = ours()
+        candidates: dict[str, Callable[[], object]] = {
+            OURS: partial(prepare_and_verify, settings, folder / "text", workers=1)
+        }
+        manifests = prepare_and_verify(settings, folder / "text", workers=1)
         if options.modernbert:
-            module = convert_dataset.load_convert_dataset(options.modernbert)
-            its_tokenizer = convert_dataset.load_its_tokenizer(tokenizer)
-            (folder / "theirs-text").mkdir()
-            (folder / "text.jsonl").rename(folder / "theirs-text" / "train.jsonl")
-            theirs = partial(
-                convert_anew, module, its_tokenizer, folder / "theirs-text", folder / "theirs", options.row_length
-            )
-            theirs()
+            convert = convert_dataset.converter(options.modernbert, tokenizer, folder / "whole", options.row_length)
+            candidates[PEER] = partial(convert_anew, convert, folder / "theirs")
+            candidates[PEER]()
             gates = compare(folder / "ours", folder / "theirs", options.row_length, tokenizer.eos_token_id)
             check_gates(gates)
-            candidates[PEER] = theirs
         samples = measure(candidates, options.repetitions, options.warmup)
-    facts = facts_of(options, megabytes, manifests)
-    about = {name: {"megabytes": megabytes} for name in samples}
-    about[OURS]["note"] = "prepare with one worker, and verify"  # type: ignore[assignment]
-    return document("pipeline", samples, sum(manifest.tokens for manifest in manifests), gates, facts, about)
+    about: dict[str, dict[str, Any]] = {name: {"megabytes": megabytes} for name in samples}
+    about[OURS]["note"] = "prepare with one worker, and verify"
+    tokens = sum(manifest.tokens for manifest in manifests)
+    return document("pipeline", samples, tokens, gates, facts_of(manifests, megabytes), about)
 
 
-def facts_of(options: argparse.Namespace, megabytes: float, manifests: list[Manifest]) -> dict[str, Any]:
+def facts_of(manifests: list[Manifest], megabytes: float) -> dict[str, Any]:
     """What was made."""
     return {
-        "languages": options.languages,
+        "languages": len({manifest.language for manifest in manifests}),
         "text_MB": round(megabytes, 3),
         "documents": sum(manifest.documents for manifest in manifests),
         "rows": sum(manifest.rows for manifest in manifests),
-        "row_length": options.row_length,
+        "row_length": manifests[0].row_length,
         "vocab_size": manifests[0].vocab_size,
-        "seed": options.seed,
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.benchmark import texts as benchmark_texts
-from data_prep.benchmark.pipeline import add_size_options, facts_of, make_corpus, prepare_and_verify
+from data_prep.benchmark.pipeline import facts_of, prepare_and_verify
 from data_prep.work import FOLDER, Settings
 from mmbert.benchmark.loader import work_folder
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
@@ -16,7 +16,7 @@ from mmbert.benchmark.timing import measure
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     benchmark_texts.add_options(parser)
-    add_size_options(parser)
+    parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--workers", type=int, default=2, help="processes of ours, against one (default: 2)")
 
 
@@ -27,12 +27,10 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Make the text, compare, time."""
+    """Write the texts, compare, time."""
     check_peers(options, ["one"])
-    if options.keep is not None and options.keep.exists():
-        raise ValueError(f"--keep {options.keep} exists: name a new folder")
-    with work_folder(options.keep) as folder:
-        megabytes = make_corpus(options, folder)
+    with work_folder(None) as folder:
+        megabytes = benchmark_texts.write_corpus(folder, options.input)
         candidates: dict[str, Callable[[], Any]] = {}
         made = []
         for name, workers in ((OURS, options.workers), ("one", 1)):
@@ -47,4 +45,4 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     about: dict[str, dict[str, Any]] = {name: {"megabytes": megabytes} for name in samples}
     about[OURS]["note"] = f"{options.workers} processes, each of which imports and loads the tokenizer in every run"
     tokens = sum(manifest.tokens for manifest in manifests)
-    return document("scaling", samples, tokens, gates, facts_of(options, megabytes, manifests), about)
+    return document("scaling", samples, tokens, gates, facts_of(manifests, megabytes), about)
