@@ -94,10 +94,14 @@ test: env  ## the whole CPU test suite
 	$(BIN)/python -m pytest
 
 # A ratio that is stated in docs/benchmarks.md and not reached ends it with an error. MODERNBERT=<checkout> adds that
-# peer's packer, which needs `pip install numba`.
+# peer's packer and its conversion of text, which need `pip install numba datasets`.
 BENCH := $(BIN)/python -m mmbert.benchmark
+BENCH_DATA := $(BIN)/python -m data_prep.benchmark
+BENCH_TOKENIZER := data/tokenizer-gemma2
+BENCH_TEXT := data/benchmark/text
 RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=2)
+CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio convert_dataset=4)
 
 bench: env  ## measure against the peers on the CPU, about 30 minutes alone on two cores, and write docs/benchmarks.md
 	mkdir -p $(RESULTS)
@@ -108,7 +112,17 @@ bench: env  ## measure against the peers on the CPU, about 30 minutes alone on t
 	$(BENCH) head --threads 2 --min-memory-ratio 8 --json $(RESULTS)/head.json
 	$(BENCH) data $(PACKER) --min-ratio hf-patched=30 --json $(RESULTS)/data.json
 	$(BENCH) startup --repetitions 3 --json $(RESULTS)/startup.json
-	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json,step-1024 step-4096 head data startup)) \
+	$(BIN)/python -m data_prep.udhr --output data/demo/text
+	$(BIN)/python -m data_prep.gemma2 --output $(BENCH_TOKENIZER)
+	[ -d $(BENCH_TEXT) ] || $(BIN)/python -m tests.synthetic_corpus --output $(BENCH_TEXT) --languages 12 --bytes 24000000
+	$(BENCH_DATA) tokenise --input data/demo/text --tokenizer $(BENCH_TOKENIZER) --min-cpu-ratio tokenizers=6 \
+	  --json $(RESULTS)/tokenise.json
+	$(BENCH_DATA) pipeline --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 $(CONVERTER) \
+	  --json $(RESULTS)/pipeline.json
+	$(BENCH_DATA) scaling --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 \
+	  --json $(RESULTS)/scaling.json
+	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json, \
+	  step-1024 step-4096 head data startup tokenise pipeline scaling)) \
 	  --output docs/benchmarks.md
 
 CONFIG ?= yamls/demo/phase1.yaml
