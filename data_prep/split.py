@@ -29,9 +29,12 @@ def heldout_mask(texts: Sequence[str], heldout_rate: float) -> list[bool]:
         raise ValueError(f"{heldout_rate=} lies outside (0, 1): choose the share of documents to hold out, say 0.1")
     hashes = [document_hash(text) for text in texts]
     smallest, largest = min(hashes), max(hashes)
-    if smallest == largest:
-        return [False] * len(texts)
-    return [hash_ != largest and (hash_ < heldout_rate or hash_ == smallest) for hash_ in hashes]
+    return [is_heldout(hash_, smallest, largest, heldout_rate) for hash_ in hashes]
+
+
+def is_heldout(hash_: float, smallest: float, largest: float, heldout_rate: float) -> bool:
+    """Whether a document is held out, in a language whose hashes lie in [smallest, largest]."""
+    return hash_ != largest and (hash_ < heldout_rate or hash_ == smallest)
 
 
 def split_documents(texts: Sequence[str], heldout_rate: float) -> dict[str, list[str]]:
