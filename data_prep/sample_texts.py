@@ -13,7 +13,7 @@ from data_prep.formats import read_texts
 from data_prep.inputs import InputFile, Inputs, Stream
 from data_prep.normalise import normalise
 from data_prep.parallel import spread
-from data_prep.split import document_hash, is_heldout
+from data_prep.split import document_hash
 from mmbert.mixture import Floats, Integers, bounded_shares, temperature_shares
 
 FLOOR = 0.1  # of an even share: what every language has at least, if there is so much of it
@@ -75,10 +75,9 @@ class Choice:
     heldout_rate: float
 
     def takes(self, hash_: float) -> bool:
-        """The one with the largest hash is always taken, so that every language has one."""
-        if is_heldout(hash_, self.size.smallest, self.size.largest, self.heldout_rate):
-            return False
-        return hash_ >= 1.0 - self.rate or hash_ == self.size.largest
+        """Held out is what data_prep.split holds out of a whole language; the largest hash is always taken."""
+        is_heldout = hash_ < self.heldout_rate or hash_ == self.size.smallest
+        return hash_ == self.size.largest or (hash_ >= 1.0 - self.rate and not is_heldout)
 
 
 def choose(task: tuple[InputFile, Choice], text_key: str) -> dict[float, str]:
