@@ -20,11 +20,11 @@ from mmbert.packing import TokenIds
 from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, save_tokenizer
 from tests.test_tokenizer import TEXTS, UNSEEN
 
-GEMMA2 = [Path("data/tokenizer-gemma2"), Path("data/demo-gemma2/tokenizer"), Path("data/demo/gemma2-tokenizer")]
+GEMMA2 = [Path("data/tokenizer-gemma2"), Path("data/demo-gemma2/tokenizer")]
 DEMO_TEXT = Path("data/demo/text")
 PIECES = [
-    "<mask>", "<eos>", "<bos>", "<unk>", "<table>", "<0x41>", "\n", "\n\n", " ", "  ", "\t", "\r\n", "\u2581", "a\u2581",
-    "\u00a0", "\u3000", "\u200d", "\u0301", "1", "23", "...", "://", "!" * 9, " " * 40, "\n" * 40, "ab" * 50,
+    "<mask>", "<eos>", "<bos>", "<unk>", "<table>", "<0x41>", "\n", "\n\n", " ", "  ", "\t", "\r\n", "\u2581",
+    "a\u2581", "\u00a0", "\u3000", "\u200d", "\u0301", "1", "23", "...", "://", "!" * 9, " " * 40, "\n" * 40, "ab" * 50,
 ]  # fmt: skip
 
 
@@ -130,11 +130,11 @@ def test_an_error_that_only_difficult_texts_show_ends_the_run_at_its_start(
 ) -> None:
     pytest.importorskip("gigatoken")
     real = fast_tokenizer.encode_ragged
-    monkeypatch.setattr(
-        fast_tokenizer,
-        "encode_ragged",
-        lambda backend, texts: [ids + 1 if "<mask>" in text else ids for text, ids in zip(texts, real(backend, texts))],
-    )
+
+    def wrong(backend: object, texts: list[str]) -> list[TokenIds]:
+        return [ids + ("<mask>" in text) for text, ids in zip(texts, real(backend, texts), strict=True)]
+
+    monkeypatch.setattr(fast_tokenizer, "encode_ragged", wrong)
     for backend in ("auto", "gigatoken"):
         with pytest.raises(ValueError, match="gives the ids"):
             encoder(own, backend)  # type: ignore[arg-type]
