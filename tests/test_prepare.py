@@ -198,7 +198,8 @@ def test_copies_of_a_document_are_found_across_files_and_runs(
     arguments = arguments_of(tmp_path / "text", corpus, tmp_path / "out")
     call(monkeypatch, prepare.main, *arguments)
     assert "69 documents read; left out: 43 exact duplicates, 3 without text" in capsys.readouterr().out
-    assert of_both_splits(tmp_path / "out") == encoded(corpus, [*(text.strip() for text in texts), "own 0", "own 1", "own 2"])
+    expected = [*(text.strip() for text in texts), "own 0", "own 1", "own 2"]
+    assert of_both_splits(tmp_path / "out") == encoded(corpus, expected)
     call(monkeypatch, prepare.main, *arguments_of(tmp_path / "text", corpus, tmp_path / "all", "--keep-duplicates"))
     assert "left out: 0 exact duplicates, 3 without text" in capsys.readouterr().out
 
