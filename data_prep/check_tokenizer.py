@@ -5,6 +5,7 @@
 import argparse
 import sys
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 from mmbert.command import errors_in_one_line
@@ -16,6 +17,12 @@ GROUP = 512  # characters that are looked at together
 SHOWN = 8
 
 
+@cache
+def assigned() -> list[str]:
+    """The characters of Unicode."""
+    return [chr(point) for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)) not in NO_TEXT]
+
+
 def decoded(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
     """Each text after it was encoded."""
     ids = [each.tolist() for each in tokenizer.encode_batch(texts)]
@@ -25,9 +32,8 @@ def decoded(tokenizer: Tokenizer, texts: list[str]) -> list[str]:
 def lost_texts(tokenizer: Tokenizer) -> dict[str, str]:
     """What decoding does not give back -> what it gives: of all characters of Unicode, and some runs of white space."""
     lost = {text: back for text, back in zip(SPACES, decoded(tokenizer, list(SPACES)), strict=True) if back != text}
-    characters = [chr(point) for point in range(sys.maxunicode + 1) if unicodedata.category(chr(point)) not in NO_TEXT]
-    for start in range(0, len(characters), GROUP):
-        framed = [f"a{character}b" for character in characters[start : start + GROUP]]
+    for start in range(0, len(assigned()), GROUP):
+        framed = [f"a{character}b" for character in assigned()[start : start + GROUP]]
         if decoded(tokenizer, ["".join(framed)]) != ["".join(framed)]:  # then one by one
             pairs = zip(framed, decoded(tokenizer, framed), strict=True)
             lost |= {text[1:-1]: back[1:-1] for text, back in pairs if back != text}
@@ -51,7 +57,7 @@ def description(tokenizer: Tokenizer) -> str:
         f"vocabulary     {tokenizer.vocab_size:,} tokens, digest {tokenizer.digest}",
         f"special ids    {special}",
         f"prefix space   {'yes' if tokenizer.prefix_space else 'no'}: 'word' is {start}, 'a word' is {inside}",
-        f"decoding       {f'does not give back {len(lost):,} of' if lost else 'gives back'} all assigned characters of Unicode",
+        f"decoding       {f'does not give back {len(lost):,} of' if lost else 'gives back'} all characters of Unicode",
     ]
     lines += [f"               {spelled(text)} becomes {spelled(back)}" for text, back in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:

@@ -153,7 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--shards", type=Path, help="a folder of data_prep.prepare: its manifests are read, nothing else")
     parser.add_argument("--tokenizer", type=Path, action="append", help="tokenizer folder; may be given several times")
     parser.add_argument("--output", type=Path, required=True, help="folder for counts.csv and counts.png")
-    parser.add_argument("--source", default="text", help="name of the corpus (default: %(default)s)")
+    parser.add_argument("--source", default="mine", help="name of the corpus (default: %(default)s)")
     parser.add_argument("--language", help="of all the text, where its names say none")
     parser.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
     parser.add_argument("--heldout-rate", type=float, default=0.0, help="leave out what prepare holds out at this rate")

@@ -248,8 +248,7 @@ def test_what_decoding_loses_is_found_and_named(tmp_path: Path, folder: Path):
         "a  a": "a a"
     }
     lower = load_tokenizer(changed(folder, tmp_path / "lower", normalizer={"type": "Lowercase"}))
-    assert {"A": "a", "\u00c9": "\u00e9"}.items() <= check_tokenizer.lost_texts(lower).items()
-    assert check_tokenizer.description(lower).endswith("...")
+    assert "U+0041 LATIN CAPITAL LETTER A becomes U+0061 LATIN SMALL LETTER A" in check_tokenizer.description(lower)
 
 
 def test_adopting_says_what_it_changed_and_keeps_the_ids(
