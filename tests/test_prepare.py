@@ -358,7 +358,7 @@ def test_a_stream_of_broken_files_alone_stays_as_it_was(
 
 
 @pytest.mark.usefixtures("small_buckets")
-@pytest.mark.parametrize("function", ["make_folder", "write_file", "publish_folder", "write_manifest", "write_index"])
+@pytest.mark.parametrize("function", ["make_folder", "write_file", "publish_folder", "write_shard", "write_index"])
 def test_a_run_that_was_stopped_anywhere_goes_on_where_it_was(
     text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ):
