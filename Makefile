@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo plan test faults bench profile report check lock convert-to-hf
+.PHONY: help env demo clean-demo data plan test faults bench profile report check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -52,8 +52,7 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 	$(BIN)/python -m $(MAKE_TOKENIZER) --output $(DATA)/tokenizer
 	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
 	  --row-length 256 --output $(DATA)/shards-256
-	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
-	  --row-length 512 --output $(DATA)/shards-512
+	$(BIN)/python -m data_prep.repack --input $(DATA)/shards-256 --row-length 512 --output $(DATA)/shards-512
 	for phase in phase1 phase2 phase3; do \
 	  length=512; [ $$phase != phase1 ] || length=256; \
 	  $(BIN)/python main.py yamls/demo/$$phase.yaml data.root=$(DATA)/shards-$$length $(OVERRIDES); \
@@ -67,6 +66,20 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 
 clean-demo:  ## remove what `make demo` made, for both tokenizers
 	rm -rf data/demo data/demo-gemma2 runs/demo runs/demo-gemma2
+
+# ------------------------------------------------------------------------------------------------------- your own data
+# TEXT_TOKENIZER=<folder> takes another tokenizer than Gemma 2's; OPTIONS="--language fao --text-key content ..."
+ROW_LENGTH ?= 1024
+TEXT_TOKENIZER ?= data/tokenizer-gemma2
+
+data: env  ## INPUT=<text> OUTPUT=<folder>: rows of your own text, checked, and a YAML that trains on them
+	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
+	[ -e "$(TEXT_TOKENIZER)" ] || $(BIN)/python -m data_prep.gemma2 --output "$(TEXT_TOKENIZER)"
+	$(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" --row-length $(ROW_LENGTH) \
+	  --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
+	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"
+	$(BIN)/python -m data_prep.starter --rows "$(OUTPUT)/rows-$(ROW_LENGTH)" --tokenizer "$(TEXT_TOKENIZER)" \
+	  --output "$(OUTPUT)/train.yaml"
 
 # ------------------------------------------------------------------------------------------------------------- tools
 convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a Hugging Face model, its logits compared

@@ -99,8 +99,9 @@ def test_gigatoken_starts_no_threads(own: Tokenizer) -> None:
     program = (  # in a process of its own, where no pool is left; of more than 1 MB gigatoken would make chunks for one
         "import os, sys; from pathlib import Path; from data_prep.fast_tokenizer import encoder; "
         "from mmbert.tokenizer import load_tokenizer; "
-        "fast = encoder(load_tokenizer(Path(sys.argv[1])), 'gigatoken').fast; before = os.listdir('/proc/self/task'); "
-        "fast(['All human beings are born free. '] * 100_000); print(len(os.listdir('/proc/self/task')) - len(before))"
+        "tokenizer = load_tokenizer(Path(sys.argv[1])); before = os.listdir('/proc/self/task'); "
+        "encoder(tokenizer, 'gigatoken').fast(['All human beings are born free. '] * 100_000); "
+        "print(len(os.listdir('/proc/self/task')) - len(before))"
     )
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": "."}
     command = [sys.executable, "-c", program, str(own.folder)]
