@@ -4,21 +4,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.fast_tokenizer import Encoder
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
 
-BATCH_BYTES = 2**20  # of text, tokenised at a time: the tokenizer takes a hundred bytes of memory a token
+BATCH_BYTES = 2**22  # of text, tokenised at a time: `tokenizers` takes a hundred bytes of memory a token
 
 
 @dataclass(frozen=True)
 class Text:
     """Documents are UTF-8."""
 
-    tokenizer: Tokenizer
+    encoder: Encoder
 
     def encode(self, documents: Sequence[bytes]) -> list[TokenIds]:
         """The ids of each, without <bos> and <eos>."""
-        return [ids for batch in batches(documents) for ids in self.tokenizer.encode_batch(batch)]
+        return [ids for batch in batches(documents) for ids in self.encoder(batch)]
 
     def text_bytes(self, documents: Sequence[bytes]) -> int:
         """UTF-8 bytes of their text."""

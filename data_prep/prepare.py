@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
+from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.language_codes import canonical
@@ -147,6 +148,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--languages", nargs="+", default=[], help="only these; or a .txt with one a line")
     parser.add_argument("--source", default="mine", help="name of the corpus, as in the YAML (default: mine)")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder")
+    parser.add_argument(
+        "--tokenizer-backend", choices=BACKENDS, default="auto", help="auto: gigatoken, if it is installed and fits"
+    )
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--output", required=True, help="shards folder")
     parser.add_argument("--heldout-rate", type=float, default=0.1, help="share held out (default: 0.1)")
@@ -177,6 +181,7 @@ def main() -> None:
         row_length=arguments.row_length,
         heldout_rate=arguments.heldout_rate,
         seed=arguments.seed,
+        backend=arguments.tokenizer_backend,
         reader=reader,
         text_key=arguments.text_key or text_key,
         whole_txt=arguments.whole_txt,

@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, format_of
 from mmbert.atomic import make_folder, remove, write_file
 from mmbert.file_contents import parse_object
@@ -37,6 +38,7 @@ class Settings:
         row_length: most tokens of a row.
         heldout_rate: share of the documents that is held out.
         seed: of the order of rows.
+        backend: what tokenises; all give the same ids.
         reader: what the files hold: text, or folders of MDS shards with the ids of others.
         text_key: key or column of the text.
         whole_txt: whether a .txt file is one document.
@@ -49,6 +51,7 @@ class Settings:
     row_length: int
     heldout_rate: float = 0.1
     seed: int = 0
+    backend: Backend = "auto"
     reader: Literal["text", "mds"] = "text"
     text_key: str = "text"
     whole_txt: bool = False
@@ -114,7 +117,7 @@ class Work:
 
     def digest(self, stream: StreamPlan) -> str:
         """sha256, in hex, of all that decides what the rows of a stream are, but for the bytes of its files."""
-        settings = asdict(self.settings) | {"output": "", "tokenizer": self.tokenizer_digest}
+        settings = asdict(self.settings) | {"output": "", "backend": "", "tokenizer": self.tokenizer_digest}
         return hashlib.sha256(json.dumps([settings, asdict(stream)], sort_keys=True).encode()).hexdigest()
 
     def staging(self, stream: StreamPlan) -> Path:

@@ -22,8 +22,8 @@ import pyarrow.parquet
 import zstandard
 from tqdm import tqdm
 
-from data_prep.documents import read_language_list
 from mmbert import languages
+from mmbert.streams import read_languages
 
 LANGUAGE_LISTS = Path("yamls/languages")
 # Consonants and vowels (or what comes nearest) of a script, and letters of which a language has a few; every other
@@ -73,7 +73,7 @@ class Made:
 # ------------------------------------------------------------------------------------------------------------ the text
 def language_codes() -> list[str]:
     """The recipe's 1,833 languages, English and those of the first phases first: by rank of size."""
-    listed = [code for phase in (1, 2, 3) for code in read_language_list(LANGUAGE_LISTS / f"phase{phase}.txt")]
+    listed = read_languages([str(LANGUAGE_LISTS / f"phase{phase}.txt") for phase in (1, 2, 3)], "phases")
     return list(dict.fromkeys(["eng", *listed]))
 
 

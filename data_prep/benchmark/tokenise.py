@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.benchmark import texts as benchmark_texts
+from data_prep.codec import batches
 from data_prep.fast_tokenizer import BACKENDS, encoder
-from data_prep.rows import batches
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import measure
 from mmbert.packing import TokenIds
