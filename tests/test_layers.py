@@ -13,7 +13,7 @@ LAYERS = [
     {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_lines", "ledger_audit", "scores"}
     | {"validation", "loggers"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
-    | {"plan", "run_report", "published_shares"},
+    | {"plan", "run_report", "published_shares", "preflight", "stages", "status"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

@@ -1,0 +1,119 @@
+"""A Slurm of two nodes on this machine, as plain processes below one folder."""
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmbert.launch import free_port
+from tests.waiting import wait_until
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+NODES = ("n0", "n1")
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+SlurmctldPort={port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+MailProg=/bin/true
+ReturnToService=2
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+MinJobAge=3600
+KillWait=10
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={port0} CPUs=4 RealMemory=4000 State=UNKNOWN
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=4 RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes=n[0-1] Default=YES MaxTime=INFINITE State=UP
+"""
+# cred_expire=5: a job that is queued again waits for twice this and not for two minutes
+
+
+def why_not() -> str:
+    """What this machine lacks for a Slurm of its own, or the empty string."""
+    missing = [name for name in (*DAEMONS, "sbatch") if not program(name)]
+    if missing:
+        return f"no {', '.join(missing)}: `apt-get install slurm-wlm munge`, as `make slurm-test` does where it may"
+    return ""
+
+
+def program(name: str) -> str | None:
+    """Path of a program; daemons lie where the search path of a plain user does not look."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+
+
+class Cluster:
+    """Runs from its making to `stop`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start it, and come back when both nodes are idle."""
+        self.folder = folder
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        for name in ("munge", "state", "spool/n0", "spool/n1"):
+            (folder / name).mkdir(parents=True)
+        values = {
+            "folder": folder,
+            "host": socket.gethostname().partition(".")[0],
+            "user": pwd.getpwuid(os.getuid()).pw_name,
+            **{name: free_port() for name in ("port", "port0", "port1")},
+        }
+        (folder / "slurm.conf").write_text(CONF.format(**values))
+        key = folder / "munge" / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        try:
+            self._start("munged", "--foreground", "--force", *(f"--{name}={folder}/munge/{name.partition('-')[0]}"
+                        for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")))  # fmt: skip
+            wait_until(lambda: (folder / "munge" / "socket").exists())
+            self._start("slurmctld", "-D", "-c")
+            for node in NODES:
+                self._start("slurmd", "-D", "-N", node)
+            wait_until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"])
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, name: str, *arguments: str) -> None:
+        path = program(name)
+        assert path
+        with (self.folder / f"{name}.out").open("ab") as file:
+            daemon = subprocess.Popen([path, *arguments], env=self.environment, stdout=file, stderr=file)
+        self.daemons.append(daemon)
+
+    def run(self, *command: str, variables: Mapping[str, str] | None = None) -> str:
+        """What a command of Slurm's, or a script of ours, prints; "" where it fails before the cluster answers."""
+        result = subprocess.run(command, env={**self.environment, **(variables or {})}, capture_output=True, text=True)
+        return result.stdout
+
+    def stop(self) -> None:
+        """End all jobs, then all that was started, and see that nothing is left."""
+        if self.daemons[1:]:
+            self.run("scancel", "--signal=KILL", "--full", f"--user={pwd.getpwuid(os.getuid()).pw_name}")
+            self.run("scancel", f"--user={pwd.getpwuid(os.getuid()).pw_name}")
+            wait_until(lambda: not self.run("squeue", "-h").strip())
+        for daemon in reversed(self.daemons):
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait(60)
