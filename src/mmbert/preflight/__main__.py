@@ -6,7 +6,6 @@ the first gathers what they found, and then they add up a number together. Exit 
 with the node's name. It needs torch, but not Composer, whose import takes longer than all of this.
 """
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from mmbert.command import errors_in_one_line
 from mmbert.config import RunConfig, load_config
 from mmbert.preflight.checks import check_port, look, on_gpus, versions
-from mmbert.preflight.meeting import Meeting, Place, add_up, exchange, node_name
+from mmbert.preflight.meeting import Meeting, Place, add_up, exchange, node_name, tell
 from mmbert.preflight.report import Report
 from mmbert.watchdog import Watchdog
 
@@ -58,12 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, began, place = parse_arguments(arguments), time.monotonic(), Place.from_environment()
     with errors_in_one_line():
         faults = preflight(load_config(options.config, options.overrides), place, options.gpus, options.wait)
+    if faults:
+        sys.exit(1)
     if place.rank == 0:
-        told = "".join(f"preflight: {fault}\n" for fault in faults) or (
-            f"preflight: {place.world_size} ranks can train, found in {time.monotonic() - began:.1f} s\n"
-        )
-        os.write(2, told.encode())  # in one piece
-    sys.exit(1 if faults else 0)
+        tell([f"{place.world_size} ranks can train, found in {time.monotonic() - began:.1f} s"])
 
 
 if __name__ == "__main__":

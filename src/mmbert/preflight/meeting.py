@@ -3,6 +3,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -106,7 +107,14 @@ def exchange(meeting: Meeting, report: Report, run_root: Path) -> list[str]:
     meeting.read("now", "rank 0")
     clocks = meeting.gather("clock", repr(time.time()))
     reports = [Report(**json.loads(text) | {"clock": float(clock)}) for text, clock in zip(texts, clocks, strict=True)]
-    return meeting.agree("\n".join(judge(reports)) if reports else "").splitlines()
+    faults = judge(reports) if reports else []
+    tell(faults)  # before the others know, and end: a launcher then ends this rank as well
+    return meeting.agree("\n".join(faults)).splitlines()
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Lines to stderr, in one piece."""
+    os.write(2, "".join(f"preflight: {line}\n" for line in lines).encode())
 
 
 def await_folder(folder: Path, seconds: float = 10.0) -> bool:
