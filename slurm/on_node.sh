@@ -7,5 +7,5 @@ ranks=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1))
 status=0
 run_python -m mmbert.launch --nproc "$ranks" --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" \
   --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" "$@" || status=$?
-echo "$status $SLURMD_NODENAME" >> "$ENDS"
+echo "$status on $SLURMD_NODENAME" >> "$ENDS"
 exit "$status"

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.prepare import Settings, prepare_all
+from data_prep.inputs import find_inputs
+from data_prep.prepare import prepare
 from data_prep.train_tokenizer import train
+from data_prep.work import Settings
 from mmbert.tokenizer import save_tokenizer
 from tests.faults.reliability import FIGURES, Reliability
 from tests.training_runs import Outcome, write_yamls
@@ -21,6 +23,7 @@ Finished = tuple[Path, dict[str, Outcome]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
+    parser.addoption("--slurm", action="store_true", help="run the tests marked `slurm`, too")
     parser.addoption("--kills", type=int, default=6, help="runs to kill at random points")
     parser.addoption("--shared", metavar="FOLDER", help="share the test files with other processes; `make faults` does")
     parser.addoption("--process", type=int, default=0, help="number of this process among them")
@@ -31,10 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.option.long:
+    for mark, command in (("long", "make faults"), ("slurm", "make slurm-test")):
         for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long: `make faults` runs it"))
+            if item.get_closest_marker(mark) and not config.getoption(mark):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: `{command}` runs it"))
 
 
 @pytest.fixture
@@ -72,8 +75,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     shards = {}
     for row_length in (64, 128):
         shards[row_length] = root / f"shards-{row_length}"
-        settings = Settings(shards[row_length], root / "tokenizer", "invented", row_length, 0.1, seed=0)
-        list(prepare_all(settings, {path.stem: path for path in sorted((root / "text").iterdir())}, workers=1))
+        settings = Settings(str(shards[row_length]), str(root / "tokenizer"), row_length)
+        prepare(settings, find_inputs(str(root / "text"), "invented"), workers=1)
     return Corpus(root / "tokenizer", shards)
 
 

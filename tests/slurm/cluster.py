@@ -2,15 +2,16 @@
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mmbert.launch import free_port
 from tests.waiting import wait_until
 
+ROOT = Path(__file__).parents[2]
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES = ("n0", "n1")
 CONF = """
@@ -91,7 +92,7 @@ class Cluster:
             self._start("slurmctld", "-D", "-c")
             for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
-            wait_until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle", "idle"])
+            wait_until(lambda: self.idle_nodes() == len(NODES))
         except BaseException:
             self.stop()
             raise
@@ -104,16 +105,32 @@ class Cluster:
         self.daemons.append(daemon)
 
     def run(self, *command: str, variables: Mapping[str, str] | None = None) -> str:
-        """What a command of Slurm's, or a script of ours, prints; "" where it fails before the cluster answers."""
-        result = subprocess.run(command, env={**self.environment, **(variables or {})}, capture_output=True, text=True)
+        """What a command of Slurm's, or a script of ours in the repository's root, prints."""
+        environment = {**self.environment, **(variables or {})}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
         return result.stdout
 
+    def idle_nodes(self) -> int:
+        """How many wait for work; none before the controller answers."""
+        result = subprocess.run(["sinfo", "-hNo%T"], env=self.environment, capture_output=True, text=True)
+        return result.stdout.split().count("idle")
+
     def stop(self) -> None:
-        """End all jobs, then all that was started, and see that nothing is left."""
-        if self.daemons[1:]:
-            self.run("scancel", "--signal=KILL", "--full", f"--user={pwd.getpwuid(os.getuid()).pw_name}")
-            self.run("scancel", f"--user={pwd.getpwuid(os.getuid()).pw_name}")
+        """End all jobs, and then all that was started."""
+        if len(self.daemons) > 1:
+            self.run("scancel", "--me")
             wait_until(lambda: not self.run("squeue", "-h").strip())
         for daemon in reversed(self.daemons):
-            daemon.send_signal(signal.SIGTERM)
+            daemon.terminate()
             daemon.wait(60)
+
+    def environments(self) -> list[tuple[int, set[bytes]]]:
+        """Every process that knows of this cluster, its daemons and whatever runs in its jobs, and its variables."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                variables = set((process / "environ").read_bytes().split(b"\0"))
+                if f"SLURM_CONF={self.environment['SLURM_CONF']}".encode() in variables:
+                    found.append((int(process.name), variables))
+        return found
