@@ -19,10 +19,7 @@ if [[ $# = 0 || $1 == *=* ]]; then
   set -- yamls/phase{1,2,3-eng,3-cont,3-all}.yaml "$@"
 fi
 list=$(run_python -m mmbert.stages "${stages[@]}" "$@")
-queue=
-if command -v squeue > /dev/null; then
-  queue=$(squeue --me --noheader --format='%A %k')
-fi
+queue=$(squeue --me --noheader --format='%A %k') || $dry_run  # which may be asked where there is no Slurm
 
 submit() {  # NAME [argument of sbatch ...]: sets job[NAME]
   local name=$1

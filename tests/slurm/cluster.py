@@ -92,7 +92,7 @@ class Cluster:
             self._start("slurmctld", "-D", "-c")
             for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
-            wait_until(lambda: self.idle_nodes() == len(NODES))
+            wait_until(lambda: self.idle_nodes() == len(NODES), pause=0.2)
         except BaseException:
             self.stop()
             raise
@@ -120,7 +120,7 @@ class Cluster:
         """End all jobs, and then all that was started."""
         if len(self.daemons) > 1:
             self.run("scancel", "--me")
-            wait_until(lambda: not self.run("squeue", "-h").strip())
+            wait_until(lambda: not self.run("squeue", "-h").strip(), pause=0.5)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             daemon.wait(60)

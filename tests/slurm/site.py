@@ -1,7 +1,6 @@
 """What a user of the tests' cluster has: a cluster.env, phases to train, and the scripts of slurm/."""
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ PATIENCE = 300.0  # seconds for a job to start or end: two ranks share two cores
 SETTINGS = """
 ACCOUNT= PARTITION=main CPU_PARTITION=main TIME=30 NODES=${{NODES:-2}} GPUS_PER_NODE=0 CPUS_PER_NODE=2
 OPTIONS=(--signal=USR1@30) INTERFACE= CACHE={folder}/cache LOGS={folder}/logs CONTAINER=()
-activate() {{ PATH={python}:$PATH; export OMP_NUM_THREADS=1; }}
+activate() {{ export PATH={python}:$PATH PYTHONPATH={console}:${{PYTHONPATH:-}} OMP_NUM_THREADS=1; }}
 """
 # Slurm looks at the limits of its jobs every half minute, so SIGUSR1 comes 30 to 60 s before the limit.
 
@@ -28,11 +27,17 @@ class Site:
     folder: Path
 
     @classmethod
-    def make(cls, cluster: Cluster, corpus: Corpus, folder: Path, copied: Mapping[str, Path] | None = None) -> "Site":
-        """Phases, their rows, copied so that a test may break them, and what tells the scripts of this cluster."""
+    def make(cls, cluster: Cluster, corpus: Corpus, folder: Path, is_slow: bool = False) -> "Site":
+        """Phases, their rows, copied so that a test may break them, and what tells the scripts of this cluster.
+
+        Args:
+            is_slow: a line on the console takes half a second.
+        """
         shards = {length: shutil.copytree(path, folder / path.name) for length, path in corpus.shards.items()}
-        prepare(folder / "chain", Corpus(corpus.tokenizer, shards), copied=copied)
-        (folder / "cluster.env").write_text(SETTINGS.format(folder=folder, python=Path(sys.executable).parent))
+        prepare(folder / "chain", Corpus(corpus.tokenizer, shards))
+        console = Path(__file__).with_name("slow_console") if is_slow else ""
+        settings = SETTINGS.format(folder=folder, python=Path(sys.executable).parent, console=console)
+        (folder / "cluster.env").write_text(settings)
         return cls(cluster, folder)
 
     def script(self, name: str, *arguments: str, nodes: int = 2) -> str:
@@ -68,10 +73,10 @@ class Site:
 
         def is_there() -> bool:
             now = self.field(job, "JobState")
-            assert now == state or now not in ends, f"job {job} is {now}\n{self.all_logs()}"
+            assert now == state or now not in ends, f"job {job} is {now}, not {state}\n{self.all_logs()}"
             return now == state
 
-        wait_until(is_there, PATIENCE)
+        wait_until(is_there, PATIENCE, pause=1)
 
     def await_step(self, phase: str, job: str, step: int) -> None:
         """Come back when the phase has done this step."""
@@ -81,7 +86,7 @@ class Site:
             last = last_step(self.run_folder(phase))
             return last is not None and last.step >= step
 
-        wait_until(is_done, PATIENCE)
+        wait_until(is_done, PATIENCE, pause=1)
 
     def all_logs(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted((self.folder / "logs").glob("*.log")))

@@ -16,7 +16,7 @@ from tests.slurm.site import Site
 from tests.training_runs import prepare, train_ranks
 from tests.waiting import wait_until
 
-LONG = ("duration=150K", "logging.interval_batches=1")  # half a minute and more of training
+LONG = ("duration=20K", "logging.interval_batches=1")  # 80 steps, and as many lines on the console
 
 pytestmark = pytest.mark.slurm
 
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
-    wait_until(lambda: not cluster.environments(), 30)
+    wait_until(lambda: not cluster.environments(), pause=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def uninterrupted(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_chain_goes_on_after_a_time_limit_and_a_phase_that_fails_cancels_the_next(
     cluster: Cluster, corpus: Corpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    site = Site.make(cluster, corpus, tmp_path)
+    site = Site.make(cluster, corpus, tmp_path, is_slow=True)
     chain = ("--train-only", site.yaml("phase1"), site.yaml("phase2"), site.yaml("phase3"), *LONG)
     lost = tmp_path / "shards-128" / "train" / "invented" / "lac"
     lost.rename(tmp_path / "lac")
@@ -80,12 +80,12 @@ def test_a_chain_goes_on_after_a_time_limit_and_a_phase_that_fails_cancels_the_n
 def test_a_run_that_is_requeued_loses_a_rank_and_is_cancelled_ends_with_the_same_bits(
     cluster: Cluster, corpus: Corpus, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    site = Site.make(cluster, corpus, tmp_path)
+    site = Site.make(cluster, corpus, tmp_path, is_slow=True)
     run_folder, phase = site.run_folder("phase1"), ("--train-only", site.yaml("phase1"), *LONG)
     job = site.submit(*phase)["phase1"]
     site.await_step("phase1", job, 10)
     cluster.run("scontrol", "requeue", job)
-    wait_until(lambda: site.field(job, "Restarts") == "1", 60)
+    wait_until(lambda: site.field(job, "Restarts") == "1", 60, pause=1)
     saved = last_step(run_folder)
     assert saved is not None
     assert read_ledger(run_folder).standing("saved")[-1].step == saved.step  # Slurm's SIGTERM was answered

@@ -27,12 +27,13 @@ def preflight(config: RunConfig, place: Place, gpus: int, seconds: float) -> lis
     Raises:
         OSError: the ranks cannot talk to each other.
     """
-    watchdog = Watchdog(1.5 * seconds)  # for what has no limit of its own
+    watchdog = Watchdog(seconds + 15)  # for what has no limit of its own, a file system that hangs, say
     watchdog.start()
     if place.rank == 0:
         check_port(place)
     meeting = Meeting(place, seconds)
     report = Report(node_name(), look(config, place, gpus), versions())
+    watchdog.beat(f"rank {place.rank}: comparing with the others")
     faults = exchange(meeting, report, Path(config.run_root))
     for backend in [] if faults else (["gloo", "nccl"] if on_gpus(config, gpus) else ["gloo"]):
         watchdog.beat(f"rank {place.rank}: adding up over {backend}")
