@@ -25,7 +25,7 @@ submit() {  # NAME [argument of sbatch ...]: sets job[NAME]
   local name=$1
   shift
   local command=(sbatch --parsable ${ACCOUNT:+--account="$ACCOUNT"} ${PARTITION:+--partition="$PARTITION"}
-    --time="$TIME" --cpus-per-task="$CPUS_PER_NODE" "${OPTIONS[@]}" "$@")
+    --time="$TIME" "${OPTIONS[@]}" "$@")
   if $dry_run; then
     echo "${command[*]@Q}"
     job[$name]=NUMBER_OF_$name
@@ -54,9 +54,10 @@ while IFS=$'\t' read -r -a field; do
     ${after:+--dependency=afterok"$after" --kill-on-invalid-dep=yes})
   if [ "${arguments[0]}" = main.py ]; then
     ((GPUS_PER_NODE == 0)) || options+=(--gpus-per-node="$GPUS_PER_NODE")
-    submit "$name" "${options[@]}" --nodes="$NODES" slurm/train.sbatch "${arguments[@]:1}"
+    submit "$name" "${options[@]}" --cpus-per-task="$CPUS_PER_NODE" --nodes="$NODES" slurm/train.sbatch "${arguments[@]:1}"
   else
     ((GPUS_PER_NODE == 0)) || options+=(--gpus-per-node=1)
-    submit "$name" "${options[@]}" slurm/one_task.sbatch "${arguments[@]}"
+    cpus=$((CPUS_PER_NODE / (GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1)))
+    submit "$name" "${options[@]}" --cpus-per-task="$cpus" slurm/one_task.sbatch "${arguments[@]}"
   fi
 done <<< "$list"

@@ -8,10 +8,8 @@ source slurm/settings.sh
 if [ -n "$ACCOUNT" ]; then
   export SBATCH_ACCOUNT=$ACCOUNT
 fi
-told=$(run_python -m data_prep.prepare "$@" --slurm "$CPU_PARTITION" --slurm-time "$TIME")
+told=$(run_python -m data_prep.prepare --slurm "$CPU_PARTITION" --slurm-time "$TIME" "$@")
 echo "$told"
-jobs=$(grep -o '^submitted: [0-9 ]*' <<< "$told" | grep -o '[0-9]*' | tail -n 1 || true)
-sbatch --partition="$CPU_PARTITION" --time="$TIME" --cpus-per-task="$CPUS_PER_NODE" "${OPTIONS[@]}" \
-  --job-name=data-totals --output="$LOGS/data-totals-%j.log" \
-  ${jobs:+--dependency=afterok:"$jobs" --kill-on-invalid-dep=yes} \
-  slurm/one_task.sbatch -m data_prep.prepare "$@"
+last=$(sed -n 's/^submitted: .*\b\([0-9]\+\);.*/\1/p' <<< "$told")  # empty where nothing is left to do
+sbatch --partition="$CPU_PARTITION" --time="$TIME" --job-name=data-totals --output="$LOGS/data-totals-%j.log" \
+  ${last:+--dependency=afterok:"$last" --kill-on-invalid-dep=yes} slurm/one_task.sbatch -m data_prep.prepare "$@"

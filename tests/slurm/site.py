@@ -10,6 +10,7 @@ from tests.slurm.cluster import Cluster
 from tests.training_runs import prepare
 from tests.waiting import wait_until
 
+LONG = ("duration=20K", "logging.interval_batches=1")  # 80 steps, and as many lines on the console
 PATIENCE = 300.0  # seconds for a job to start or end: two ranks share two cores with whatever else runs here
 SETTINGS = """
 ACCOUNT= PARTITION=main CPU_PARTITION=main TIME=30 NODES=${{NODES:-2}} GPUS_PER_NODE=0 CPUS_PER_NODE=2
@@ -31,7 +32,7 @@ class Site:
         """Phases, their rows, copied so that a test may break them, and what tells the scripts of this cluster.
 
         Args:
-            is_slow: a line on the console takes half a second.
+            is_slow: a line on the console takes 0.6 s.
         """
         shards = {length: shutil.copytree(path, folder / path.name) for length, path in corpus.shards.items()}
         prepare(folder / "chain", Corpus(corpus.tokenizer, shards))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "slurm").glob("*"))
 SETTINGS = """
@@ -35,10 +36,11 @@ def test_a_dry_run_prints_the_jobs_of_the_papers_phases(environment: dict[str, s
     assert len(lines) == 5 + 5 + 5 + 1  # train, convert, evaluate, report
     assert all(line.startswith("sbatch --parsable --account=mine --partition=gpus --time=1:00:00") for line in lines)
     assert all("--qos=long --comment2=two words" in line for line in lines)
+    assert sum("--gpus-per-node=1 --cpus-per-task=8 slurm/one_task.sbatch" in line for line in lines) == 11
     decays = [line for line in lines if "slurm/train.sbatch yamls/phase3" in line]
     assert len(decays) == 3
     for line in decays:
-        assert "--dependency=afterok:NUMBER_OF_phase2 --kill-on-invalid-dep=yes --gpus-per-node=8 --nodes=4" in line
+        assert "--dependency=afterok:NUMBER_OF_phase2 --kill-on-invalid-dep=yes --gpus-per-node=8 --cpus-per-task=64 --nodes=4" in line
 
 
 def test_train_outside_a_job_submits_one(environment: dict[str, str]) -> None:

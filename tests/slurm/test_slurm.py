@@ -2,45 +2,20 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mmbert.checkpoint import newest_checkpoint
 from mmbert.ledger import last_step, read_ledger
 from mmbert.ledger_audit import audit
 from tests.conftest import Corpus
 from tests.faults.oracle import check_same_end
-from tests.slurm.cluster import Cluster, why_not
-from tests.slurm.site import Site
-from tests.training_runs import prepare, train_ranks
+from tests.slurm.cluster import Cluster
+from tests.slurm.site import LONG, PATIENCE, Site
 from tests.waiting import wait_until
 
-LONG = ("duration=20K", "logging.interval_batches=1")  # 80 steps, and as many lines on the console
-
 pytestmark = pytest.mark.slurm
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := why_not():
-        pytest.skip(reason)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-    wait_until(lambda: not cluster.environments(), pause=0.5)
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of phase 1, LONG, on two ranks that nothing happened to."""
-    folder = tmp_path_factory.mktemp("two-ranks") / "it"
-    yaml = prepare(folder, corpus)
-    for outcome in train_ranks([yaml, *LONG], folder / "steps.jsonl"):
-        assert outcome.exit_code == 0, outcome.output
-    return folder / "runs" / "phase1"
 
 
 def test_a_chain_goes_on_after_a_time_limit_and_a_phase_that_fails_cancels_the_next(
@@ -85,10 +60,10 @@ def test_a_run_that_is_requeued_loses_a_rank_and_is_cancelled_ends_with_the_same
     job = site.submit(*phase)["phase1"]
     site.await_step("phase1", job, 10)
     cluster.run("scontrol", "requeue", job)
-    wait_until(lambda: site.field(job, "Restarts") == "1", 60, pause=1)
+    wait_until(lambda: "start 2: 2 nodes" in site.log("phase1", job), PATIENCE, pause=1)
     saved = last_step(run_folder)
     assert saved is not None
-    assert read_ledger(run_folder).standing("saved")[-1].step == saved.step  # Slurm's SIGTERM was answered
+    assert newest_checkpoint(run_folder).name == f"step-{saved.step:010d}"  # Slurm's SIGTERM was answered
 
     site.await_step("phase1", job, saved.step + 10)
     os.kill(rank_on(cluster, "n1"), signal.SIGKILL)
