@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -47,6 +48,11 @@ class LocalExecutor(PipelineExecutor):
             try:
                 for future in as_completed(futures):
                     yield future.result()
+            except BrokenProcessPool:
+                raise OSError(
+                    "a worker process was killed, most likely for want of memory: give fewer --workers; the same "
+                    "command goes on where this one was"
+                ) from None
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.language_codes import canonical
+from data_prep.split import check_heldout_rate
 from data_prep.totals import totals_table
 from data_prep.work import FOLDER, Settings, Work, plan, write_plan
 from mmbert.atomic import make_folder
@@ -138,6 +139,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     check_row_length(arguments.row_length)
+    check_heldout_rate(arguments.heldout_rate)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
     settings = Settings(
         output=arguments.output,
         tokenizer=arguments.tokenizer,

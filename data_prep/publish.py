@@ -9,9 +9,9 @@ from typing import Any
 from data_prep.partition import Read, read_bucket, read_files, read_runs, volume_of
 from data_prep.rows import Encode, Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
 from data_prep.work import REMEDY, StreamPlan, Work
-from mmbert.atomic import make_folder, publish_folder, remove, write_file
+from mmbert.atomic import fsync, make_folder, publish_folder, remove, write_file
 from mmbert.file_contents import parse_object
-from mmbert.manifest import SPLITS, Manifest, ShardRecord, shard_name, stream_folder, write_manifest
+from mmbert.manifest import SPLITS, Manifest, ShardRecord, manifest_bytes, pieces_name, shard_name, stream_folder
 
 
 def make_small_stream(work: Work, stream: StreamPlan, encode: Encode) -> None:
@@ -19,22 +19,32 @@ def make_small_stream(work: Work, stream: StreamPlan, encode: Encode) -> None:
     if work.read_record(stream):
         return
     documents, read = read_files(stream.volumes[0].files, work.settings)
-    make_bucket(work, stream, 0, documents, encode)
-    publish_stream(work, stream, read)
+    publish_stream(work, stream, read, [make_bucket(work, stream, 0, documents, encode)])
 
 
 def make_large_bucket(work: Work, stream: StreamPlan, bucket: int, encode: Encode) -> None:
     """Write the shards of one bucket of a stream whose files are in runs, unless that was done before."""
-    if bucket_path(work, stream, bucket).exists():
+    path = bucket_path(work, stream, bucket)
+    if path.exists():
         return
     number, volume = volume_of(stream, bucket)
-    make_bucket(work, stream, bucket, read_bucket(work, stream, number, bucket - volume.first_bucket), encode)
+    documents = read_bucket(work, stream, number, bucket - volume.first_bucket)
+    record = make_bucket(work, stream, bucket, documents, encode)
+    for split in record["shards"]:
+        for name in (shard_name(bucket), pieces_name(bucket)):
+            fsync(work.staging(stream) / split / name)
+    make_folder(path.parent)
+    write_file(path, json.dumps(record).encode())
 
 
 def publish_large_stream(work: Work, stream: StreamPlan) -> None:
     """Publish a stream whose buckets are all written."""
     parts = [read_runs(work, stream, number)[1] for number in range(len(stream.volumes))]
-    publish_stream(work, stream, sum_of(parts))
+    buckets = []
+    for bucket in range(stream.num_buckets):
+        path = bucket_path(work, stream, bucket)
+        buckets.append(parse_object(path.read_bytes(), path, REMEDY))
+    publish_stream(work, stream, sum_of(parts), buckets)
 
 
 def sum_of(parts: list[Read]) -> Read:
@@ -48,8 +58,10 @@ def bucket_path(work: Work, stream: StreamPlan, bucket: int) -> Path:
     return work.staging(stream) / "buckets" / f"{bucket:05d}.json"
 
 
-def make_bucket(work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], encode: Encode) -> None:
-    """Write one shard for each split that has documents, and then the record of the bucket."""
+def make_bucket(
+    work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], encode: Encode
+) -> dict[str, Any]:
+    """Write one shard for each split that has documents; the record of the bucket."""
     settings, staging = work.settings, work.staging(stream)
     pairs = sort_documents(documents, settings.distinct)
     seed = shuffle_seed(settings.seed, stream.source, stream.language, bucket)
@@ -59,20 +71,14 @@ def make_bucket(work: Work, stream: StreamPlan, bucket: int, documents: list[byt
         if part.ids:
             counts = {"documents": len(part.ids), "text_bytes": part.text_bytes, "hashes": part.hashes}
             shards[split] = write_shard(staging / split, bucket, part.ids, shape) | counts
-    path = bucket_path(work, stream, bucket)
-    make_folder(path.parent)
-    write_file(path, json.dumps({"shards": shards, "duplicates": len(documents) - len(pairs)}).encode())
+    return {"shards": shards, "duplicates": len(documents) - len(pairs)}
 
 
-def publish_stream(work: Work, stream: StreamPlan, read: Read) -> None:
+def publish_stream(work: Work, stream: StreamPlan, read: Read, buckets: list[dict[str, Any]]) -> None:
     """Move the shards of all buckets into place, and write the stream's record last.
 
     A stream of which nothing could be read stays as it was.
     """
-    buckets = []
-    for number in range(stream.num_buckets):
-        path = bucket_path(work, stream, number)
-        buckets.append(parse_object(path.read_bytes(), path, REMEDY))
     splits = [split for split in SPLITS if any(split in bucket["shards"] for bucket in buckets)]
     for split in SPLITS if splits else ():
         folder = stream_folder(work.output, split, stream.source, stream.language)
@@ -84,7 +90,8 @@ def publish_stream(work: Work, stream: StreamPlan, read: Read) -> None:
                 number: bucket["shards"][split] for number, bucket in enumerate(buckets) if split in bucket["shards"]
             }
             index_sha256 = write_index(staged, [shard["entry"] for shard in shards.values()])
-            write_manifest(staged, manifest_of(work, stream, split, shards, index_sha256))
+            content = manifest_bytes(manifest_of(work, stream, split, shards, index_sha256))
+            (staged / "manifest.json").write_bytes(content)
             make_folder(folder.parent)
             publish_folder(staged, folder)
     record = asdict(read) | {
@@ -92,9 +99,7 @@ def publish_stream(work: Work, stream: StreamPlan, read: Read) -> None:
         "splits": splits,
         "duplicates": sum(bucket["duplicates"] for bucket in buckets),
     }
-    path = work.record_path(stream)
-    make_folder(path.parent)
-    write_file(path, json.dumps(record).encode())
+    work.write_record(stream, record)
     remove(work.staging(stream).parent)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from streaming import MDSWriter
 
 from data_prep.split import heldout_documents
-from mmbert.atomic import fsync, make_folder, partial_folder, write_file
+from mmbert.atomic import remove
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, SPLITS, pieces_name, shard_name
 from mmbert.packing import TokenIds, pack_pieces
@@ -93,7 +93,7 @@ def batches(texts: Sequence[bytes]) -> Iterator[list[str]]:
 
 
 def write_shard(folder: Path, number: int, documents: Sequence[TokenIds], shape: Shape) -> dict[str, Any]:
-    """Pack documents and write the rows as shard `number` of a folder, with its pieces beside it.
+    """Pack documents and write the rows as shard `number` of a folder, with its pieces beside it, without fsync.
 
     Args:
         documents: ids of each, without <bos> and <eos>; at least one.
@@ -103,15 +103,16 @@ def write_shard(folder: Path, number: int, documents: Sequence[TokenIds], shape:
     """
     rows, pieces = pack_pieces(documents, shape.row_length, shape.bos_token_id, shape.eos_token_id)
     order = np.random.default_rng(shape.seed).permutation(len(rows))
-    make_folder(folder)
-    with partial_folder(folder / f"{number:05d}") as partial:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{folder.name}.{number:05d}")  # not in the folder: a kill must leave nothing there
+    remove(partial)
+    partial.mkdir()
+    try:
         with MDSWriter(out=str(partial / "mds"), columns=COLUMNS, size_limit=None) as writer:
             for index in order:
                 writer.write(asdict(rows[index]))
         np.save(partial / "pieces.npy", np.concatenate([pieces[index] for index in order]))
         shard = partial / "mds" / shard_name(0)
-        fsync(shard)
-        fsync(partial / "pieces.npy")
         [entry] = json.loads((partial / "mds" / "index.json").read_text())["shards"]
         entry["raw_data"]["basename"] = shard_name(number)
         record = {
@@ -122,14 +123,15 @@ def write_shard(folder: Path, number: int, documents: Sequence[TokenIds], shape:
         }
         (partial / "pieces.npy").replace(folder / pieces_name(number))
         shard.replace(folder / shard_name(number))
-    fsync(folder)
+    finally:
+        remove(partial)
     return {"entry": entry, "record": record, "tokens": sum(len(row.input_ids) for row in rows)}
 
 
 def write_index(folder: Path, entries: Sequence[dict[str, Any]]) -> str:
     """Write Streaming's index.json over the shards of a folder; its sha256 in hex."""
     content = json.dumps({"shards": entries, "version": 2}).encode()
-    write_file(folder / "index.json", content)
+    (folder / "index.json").write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 

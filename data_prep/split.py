@@ -39,8 +39,7 @@ def heldout_documents(digests: Sequence[bytes], heldout_rate: float, is_whole: b
     Raises:
         ValueError: `heldout_rate` lies outside (0, 1).
     """
-    if not 0.0 < heldout_rate < 1.0:
-        raise ValueError(f"{heldout_rate=} lies outside (0, 1): choose the share of documents to hold out, say 0.1")
+    check_heldout_rate(heldout_rate)
     hashes = [share_of(digest) for digest in digests]
     if not is_whole or not hashes:
         return [hash_ < heldout_rate for hash_ in hashes]
@@ -48,6 +47,12 @@ def heldout_documents(digests: Sequence[bytes], heldout_rate: float, is_whole: b
     if smallest == largest:
         return [False] * len(hashes)
     return [hash_ != largest and (hash_ < heldout_rate or hash_ == smallest) for hash_ in hashes]
+
+
+def check_heldout_rate(heldout_rate: float) -> None:
+    """Raise ValueError if it is no share of documents."""
+    if not 0.0 < heldout_rate < 1.0:
+        raise ValueError(f"{heldout_rate=} lies outside (0, 1): choose the share of documents to hold out, say 0.1")
 
 
 def split_documents(texts: Sequence[str], heldout_rate: float) -> dict[str, list[str]]:

@@ -125,12 +125,10 @@ class Work:
     def read_record(self, stream: StreamPlan) -> dict[str, Any] | None:
         """What was written of a stream, if it is finished with these inputs and settings and its files are there."""
         path = self.record_path(stream)
-        if not path.is_file():
-            return None
-        record = parse_object(path.read_bytes(), path, REMEDY)
-        if record["digest"] != self.digest(stream):
-            return None
         try:
+            record = parse_object(path.read_bytes(), path, REMEDY)
+            if record["digest"] != self.digest(stream):
+                return None
             for split in SPLITS:
                 folder = stream_folder(self.output, split, stream.source, stream.language)
                 if split in record["splits"]:
@@ -138,6 +136,15 @@ class Work:
         except (ValueError, FileNotFoundError):
             return None
         return record
+
+
+    def write_record(self, stream: StreamPlan, record: dict[str, Any]) -> None:
+        """Say that a stream is finished. A power cut may lose that: then it is made again."""
+        path = self.record_path(stream)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(record))
+        partial.replace(path)
 
 
 @cache

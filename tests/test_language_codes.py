@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.documents import read_language_list
 from data_prep.language_codes import canonical
 from mmbert.languages import table
+from mmbert.streams import read_languages
 
 OTHER_SCRIPTS = """
 arb_Latn asm_Latn azj_Cyrl ben_Latn bjn_Latn chr_Latn crh_Cyrl crk_Cans fuv_Arab gag_Cyrl gmv_Ethi gof_Ethi gom_Latn
@@ -65,7 +65,7 @@ def test_what_is_no_language_is_refused_with_a_remedy(code: str, message: str) -
 
 @pytest.mark.parametrize("path", sorted(map(str, Path("yamls/languages").glob("*.txt"))))
 def test_every_name_in_the_repository_is_written_our_way(path: str) -> None:
-    names = read_language_list(Path(path))
+    names = read_languages([str(path)], "lists")
     assert [canonical(name) for name in names] == names
 
 

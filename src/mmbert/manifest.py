@@ -140,8 +140,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json, whole or not at all."""
-    values = asdict(manifest) | {"digest": manifest.digest}
-    write_file(folder / "manifest.json", (json.dumps(values, indent=2) + "\n").encode())
+    write_file(folder / "manifest.json", manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of manifest.json."""
+    return (json.dumps(asdict(manifest) | {"digest": manifest.digest}, indent=2) + "\n").encode()
 
 
 def shard_records(folder: Path) -> dict[str, ShardRecord]:
