@@ -82,7 +82,7 @@ test: env  ## the whole CPU test suite
 
 # Slurm and a linter for its scripts are installed where root may; without a Slurm its tests say so and are skipped.
 slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of two nodes, which it starts and ends
-	@if [ "$$(id -u)" = 0 ] && ! { command -v slurmctld munged shellcheck > /dev/null && command -v sbatch > /dev/null; }; then \
+	@if [ "$$(id -u)" = 0 ] && ! type slurmctld sbatch munged shellcheck > /dev/null 2>&1; then \
 	  { apt-get update && apt-get install -y slurm-wlm munge shellcheck; } > /dev/null \
 	  || echo "slurm-wlm, munge or shellcheck could not be installed" >&2; \
 	fi

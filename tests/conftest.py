@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for mark, command in (("long", "make faults"), ("slurm", "make slurm-test")):
+    for mark, command in (("long", "make faults` or `make slurm-test"), ("slurm", "make slurm-test")):
         for item in items:
             if item.get_closest_marker(mark) and not config.getoption(mark):
                 item.add_marker(pytest.mark.skip(reason=f"{mark}: `{command}` runs it"))
