@@ -4,6 +4,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
+from data_prep.codec import Codec, Ids, Text
 from data_prep.partition import write_run
 from data_prep.publish import make_large_bucket, make_small_stream, publish_large_stream
 from data_prep.work import BUCKET_BYTES, StreamPlan, Work, read_plan
@@ -63,13 +64,13 @@ class MakeRows(Stage):
     name = "rows"
 
     def units(self, work: Work) -> Iterator[Unit]:
-        encode = work.tokenizer.encode_batch
+        codec: Codec = Text(work.tokenizer) if work.settings.reader == "text" else Ids(work.tokenizer)
         for stream in work.streams:
             if stream.is_small:
-                yield stream.bytes, lambda s=stream: make_small_stream(work, s, encode)  # type: ignore[misc]
+                yield stream.bytes, lambda s=stream: make_small_stream(work, s, codec)  # type: ignore[misc]
                 continue
             for bucket in range(stream.num_buckets):
-                yield BUCKET_BYTES, lambda s=stream, b=bucket: make_large_bucket(work, s, b, encode)  # type: ignore[misc]
+                yield BUCKET_BYTES, lambda s=stream, b=bucket: make_large_bucket(work, s, b, codec)  # type: ignore[misc]
 
 
 class Publish(Stage):
