@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo data plan test faults bench profile report check lock convert-to-hf
+.PHONY: help env demo clean-demo data plan test slurm-test faults bench profile report check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -92,6 +92,14 @@ plan: env  ## CONFIG="<yaml> ..." [COUNTS=<csv>]: what a phase, or a chain in it
 
 test: env  ## the whole CPU test suite
 	$(BIN)/python -m pytest
+
+# Slurm and a linter for its scripts are installed where root may; without a Slurm its tests say so and are skipped.
+slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of two nodes, which it starts and ends
+	@if [ "$$(id -u)" = 0 ] && ! type slurmctld sbatch munged shellcheck > /dev/null 2>&1; then \
+	  { apt-get update && apt-get install -y slurm-wlm munge shellcheck; } > /dev/null \
+	  || echo "slurm-wlm, munge or shellcheck could not be installed" >&2; \
+	fi
+	$(BIN)/python -m pytest tests/slurm --slurm $(if $(SHORT),,--long) -rs
 
 # A ratio that is stated in docs/benchmarks.md and not reached ends it with an error. MODERNBERT=<checkout> adds that
 # peer's packer and its conversion of text, which need `pip install numba datasets`.
