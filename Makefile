@@ -120,10 +120,10 @@ bench: env  ## measure against the peers on the CPU, about 30 minutes alone on t
 	$(BENCH) head --threads 2 --min-memory-ratio 8 --json $(RESULTS)/head.json
 	$(BENCH) data $(PACKER) --min-ratio hf-patched=30 --json $(RESULTS)/data.json
 	$(BENCH) startup --repetitions 3 --json $(RESULTS)/startup.json
-	$(BIN)/python -m data_prep.udhr --output data/demo/text
-	$(BIN)/python -m data_prep.gemma2 --output $(BENCH_TOKENIZER)
+	$(BIN)/python -m data_prep.udhr --whole --output data/benchmark/udhr
+	[ -d $(BENCH_TOKENIZER) ] || $(BIN)/python -m data_prep.gemma2 --output $(BENCH_TOKENIZER)
 	[ -d $(BENCH_TEXT) ] || $(BIN)/python -m tests.synthetic_corpus --output $(BENCH_TEXT) --languages 12 --bytes 24000000
-	$(BENCH_DATA) tokenise --input data/demo/text --tokenizer $(BENCH_TOKENIZER) --min-cpu-ratio tokenizers=6 \
+	$(BENCH_DATA) tokenise --input data/benchmark/udhr --tokenizer $(BENCH_TOKENIZER) --min-cpu-ratio tokenizers=6 \
 	  --json $(RESULTS)/tokenise.json
 	$(BENCH_DATA) pipeline --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 $(CONVERTER) \
 	  --json $(RESULTS)/pipeline.json
