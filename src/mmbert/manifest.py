@@ -135,7 +135,9 @@ def shard_records(folder: Path) -> dict[str, ShardRecord]:
     return {path.name: ShardRecord(sha256_of(path), path.stat().st_size, rows[path]) for path in rows}
 
 
-def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int) -> Manifest:
+def check_stream(
+    folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int, has_shards: bool = True
+) -> Manifest:
     """The cheap check before training: right folder, right tokenizer, complete files. Reads no shard.
 
     Args:
@@ -143,6 +145,7 @@ def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_siz
         row_length: most token ids that the run allows in a row.
         tokenizer_digest: `Tokenizer.digest` of the run's tokenizer.
         vocab_size: its vocabulary.
+        has_shards: whether the shards must be there; those of an object store are checked when they come.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
@@ -165,7 +168,10 @@ def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_siz
         raise ValueError(f"{path}: {manifest.tokens} tokens in {manifest.rows} rows of at most {row_length}; {REMEDY}")
     _check_index(folder, manifest)
     for name, record in manifest.shards.items():
-        _check_shard_file(folder, name, record)
+        if has_shards:
+            _check_shard_file(folder, name, record)
+        else:
+            _check_name(folder, name)
     return manifest
 
 
@@ -213,10 +219,14 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
         raise ValueError(f"{path} and manifest.json disagree on shards or rows; {REMEDY}")
 
 
+def _check_name(folder: Path, name: str) -> None:
+    if not BASENAME.fullmatch(name) or (folder / name).resolve().parent != folder.resolve():
+        raise ValueError(f"{folder / 'index.json'}: shard {name!r} is no plain file in this folder; {REMEDY}")
+
+
 def _check_shard_file(folder: Path, name: str, record: ShardRecord) -> None:
     path = folder / name
-    if not BASENAME.fullmatch(name) or path.resolve().parent != folder.resolve():
-        raise ValueError(f"{folder / 'index.json'}: shard {name!r} is no plain file in this folder; {REMEDY}")
+    _check_name(folder, name)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {REMEDY}")
     if path.stat().st_size != record.bytes:
