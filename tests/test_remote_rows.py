@@ -174,7 +174,7 @@ def test_what_is_missing_or_forbidden_is_named_at_once(
     store.delete(f"{tmp_path.name}/{LAA}/{SHARD}")
     with pytest.raises(OSError, match=f"{url}/{LAA}/{SHARD} does not exist, or its bucket does not"):
         shards.row(0, 0)
-    with pytest.raises(OSError, match="s3://nowhere/x/train/invented/la./manifest.json does not exist, or its bucket"):
+    with pytest.raises(OSError, match=r"s3://nowhere/x/train/invented/la./manifest.json does not exist, or its bucket"):
         opened(RemoteRows("s3://nowhere/x", tmp_path / "cache"))
     with pytest.raises(ValueError, match="Streaming cannot read ftp://"):
         opened(RemoteRows("ftp://nowhere/x", tmp_path / "cache"))
@@ -450,7 +450,7 @@ def test_a_cache_must_fit_the_root(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown key data.cache_limits; did you mean cache_limit"):
         load_config(yaml, ["data.cache_limits=1"])
     for wrong in ("0", "-1", "1.5", "many", "1GiB", "true"):
-        with pytest.raises(ValueError, match=rf"data.cache_limit: .* is no number of bytes above 0"):
+        with pytest.raises(ValueError, match=r"data.cache_limit: .* is no number of bytes above 0"):
             load_config(yaml, ["data.root=s3://b/x", "data.cache=c", f"data.cache_limit={wrong}"])
     config = load_config(yaml, ["data.root=s3://b/x", "data.cache=c", "data.cache_limit=1.5MB"])
     assert config.data.cache_limit == 1_500_000
