@@ -404,6 +404,30 @@ def phase_config(corpus: Corpus, folder: Path, *overrides: str) -> RunConfig:
     return load_config(folder / "phase1.yaml", overrides)
 
 
+def test_the_errors_of_a_stream_name_its_url(url: str, corpus: Corpus, tmp_path: Path) -> None:
+    config = phase_config(corpus, tmp_path, f"data.root={url}", f"data.cache={tmp_path / 'cache'}", "max_seq_len=32")
+    with pytest.raises(ValueError, match=rf"^{url}/{LAA}/manifest.json: row_length is 64, the run wants 32"):
+        PhaseData.open(config, load_tokenizer(corpus.tokenizer))
+
+
+def test_a_period_takes_the_shards_of_what_it_reads(url: str, corpus: Corpus, tmp_path: Path) -> None:
+    """A period as long as everything is takes all shards; a short one takes a part of them, and a shard a stream."""
+    config = phase_config(corpus, tmp_path)
+    data = PhaseData.open(config, load_tokenizer(corpus.tokenizer))
+    everything = sum(sizes(data.manifests))
+    for rows in (1, 24, 100_000):
+        plan = data.plan(replace(config, data=replace(config.data, period_rows=rows)))
+        assert data.bytes_of_period(plan) in ([everything] if rows > 1 else sizes(data.manifests))
+    (one,) = data.manifests[0].shards.values()
+    split = replace(data.manifests[0], shards={f"{n}.mds": replace(one, bytes=one.bytes // 10) for n in range(10)})
+    data = replace(data, manifests=(split, data.manifests[1]))
+    plan = data.plan(replace(config, data=replace(config.data, period_rows=10)))
+    period = next(plan.periods())
+    passes = int(period.last[0]) / split.rows
+    expected = int((passes * 10 + 1) * (one.bytes // 10)) + sizes(data.manifests)[-1]
+    assert data.bytes_of_period(plan) == expected < everything
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_from_a_store_and_from_a_folder(
     url: str, corpus: Corpus, tmp_path: Path, workers: int

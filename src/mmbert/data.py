@@ -2,6 +2,7 @@
 
 A batch is one flat stream of T tokens, no padding between documents. B rows, N documents, M masked tokens.
 """
+import logging
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ from mmbert.stop_request import ASKED_BY
 from mmbert.streams import mixture_streams
 from mmbert.tokenizer import Tokenizer
 from mmbert.watchdog import dump_on_request
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 Place = tuple[int, int, int]  # position in the phase, stream, row in the stream
@@ -70,14 +73,11 @@ class PhaseData:
         remote = RemoteRows.at(config.data.root, config.data)
         root = remote.folder if remote else Path(config.data.root)
         folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
+        facts = (config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
         if remote:
-            remote.fetch_manifests(folders)
-        manifests = tuple(
-            check_stream(folder, config.max_seq_len, tokenizer.digest, tokenizer.vocab_size, has_shards=not remote)
-            for folder in folders
-        )
-        if remote:
-            remote.check_limit(manifests)
+            manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, has_shards=False))
+        else:
+            manifests = tuple(check_stream(folder, *facts) for folder in folders)
         return cls(tuple(map("/".join, streams)), folders, manifests, groups, remote)
 
     def plan(self, config: RunConfig) -> Plan:
@@ -85,6 +85,14 @@ class PhaseData:
         rows = np.array([manifest.rows for manifest in self.manifests], dtype=np.int64)
         tokens = np.array([manifest.tokens for manifest in self.manifests], dtype=np.int64)
         return Plan(self.groups, rows, tokens, config.duration, config.data.period_rows)
+
+    def bytes_of_period(self, plan: Plan) -> int:
+        """About how much the shards hold that the first period reads: a part of each stream, in whole shards."""
+        period = next(plan.periods())
+        read = (period.last - period.first) / [manifest.rows for manifest in self.manifests]  # (S,) passes
+        sizes = [[record.bytes for record in manifest.shards.values()] for manifest in self.manifests]
+        whole, largest = np.array([sum(each) for each in sizes]), np.array([max(each) for each in sizes])
+        return int(np.where(read > 0, np.minimum(whole, read * whole + largest), 0).sum())
 
     def row_order(self, config: RunConfig) -> RowOrder:
         """The order of the whole phase."""
@@ -322,6 +330,14 @@ def build_data(
     config: RunConfig, data: PhaseData, start: int, ranks: Ranks, microbatches: Microbatches
 ) -> DataSpec:
     """The training batches of this rank from row `start` of the phase on, as Composer takes them."""
+    if data.remote and data.remote.limit and ranks.is_first:
+        needed = data.bytes_of_period(data.plan(config))
+        if needed > data.remote.limit:
+            log.warning(
+                "data.cache_limit holds %.1f GB, and the shards of a period of %s rows are about %.1f GB: they will be "
+                "fetched several times; raise it, or lower data.period_rows before the phase begins",
+                data.remote.limit / 1e9, f"{config.data.period_rows:,}", needed / 1e9,
+            )  # fmt: skip
     loader = DataLoader(
         PackedRows(LanguageShards(data.folders, data.manifests, data.remote)),
         batch_sampler=PlannedBatches(

@@ -89,16 +89,12 @@ def check_heldout(
     if not languages:
         raise ValueError(f"{shards / 'heldout' / source} is empty; prepare the data, or fix --shards or --source")
     folders = [stream_folder(shards, "heldout", source, language) for language in languages]
-    if remote:
-        remote.fetch_manifests(folders)
-    manifests = [
-        # A row may have any length here: its documents are scored one by one.
-        check_stream(folder, read_manifest(folder).row_length, tokenizer.digest, tokenizer.vocab_size, not remote)
-        for folder in folders
-    ]
-    if remote:
-        remote.check_limit(manifests)
-    return manifests
+
+    def check(folder: Path) -> Manifest:
+        """A row may have any length here: its documents are scored one by one."""
+        return check_stream(folder, read_manifest(folder).row_length, tokenizer.digest, tokenizer.vocab_size, not remote)
+
+    return list(remote.open_streams(folders, check) if remote else map(check, folders))
 
 
 def read_heldout(

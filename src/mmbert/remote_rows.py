@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -85,6 +85,24 @@ class RemoteRows:
     def url_of(self, path: Path) -> str:
         """Where a file of the local root comes from."""
         return f"{self.url}/{path.relative_to(self.folder).as_posix()}"
+
+    def open_streams(self, folders: Sequence[Path], check: Callable[[Path], Manifest]) -> tuple[Manifest, ...]:
+        """The manifest of every stream as it is in the store now, after its check.
+
+        Args:
+            folders: of the streams, below the local root.
+            check: reads a stream's manifest from its folder, which lacks the shards, and checks it.
+
+        Raises:
+            OSError, ValueError: one cannot be had, is not what it should be, or has a shard above the limit.
+        """
+        self.fetch_manifests(folders)
+        try:
+            manifests = tuple(map(check, folders))
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(self.folder), self.url)) from None
+        self.check_limit(manifests)
+        return manifests
 
     def fetch_manifests(self, folders: Sequence[Path]) -> None:
         """Get the manifest of every stream as it is in the store now, and its index.

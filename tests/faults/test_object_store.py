@@ -1,4 +1,5 @@
 """Row 23 for shards in an object store: the same bits as from a folder, whatever the store and the cache do."""
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Corpus, Finished
+from tests.faults.bad_files import sign
 from tests.faults.oracle import check_same_end, processes_of
 from tests.guards import replace
 from tests.object_stores import ObjectStore
@@ -77,8 +79,9 @@ def test_shards_that_change_in_the_store_under_a_run_are_refused_at_its_restart(
     arguments = [prepare(tmp_path / "it", corpus, copied={"phase1": half_done}), *remote(url, tmp_path)]
     started = partial(train, arguments, tmp_path / "x.jsonl", environment=store.environment)
     assert started(kill_at=15).exit_code == -signal.SIGKILL
-    for path in (corpus.shards[64] / "train" / "invented" / "lab").iterdir():
-        store.put(f"changed/train/invented/laa/{path.name}", path.read_bytes())
+    changed = Path(shutil.copytree(corpus.shards[64] / "train" / "invented" / "laa", tmp_path / "laa"))
+    sign(changed, inputs="0" * 64)
+    store.put("changed/train/invented/laa/manifest.json", (changed / "manifest.json").read_bytes())
     outcome = started()
     assert outcome.exit_code == 1
-    assert "is of train/invented/lab: the folder was moved" in outcome.output.splitlines()[-1]
+    assert "was trained with another recipe: shards.invented/laa was" in outcome.output.splitlines()[-1]

@@ -112,9 +112,7 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
             estimated=True,
         )
     folders = [stream_folder(root, "train", *name) for name in streams]
-    if remote:
-        remote.fetch_manifests(folders)
-    manifests = tuple(map(read_manifest, folders))
+    manifests = remote.open_streams(folders, read_manifest) if remote else tuple(map(read_manifest, folders))
     check_manifests(manifests, config)
     each = [Count(manifest.tokens, manifest.rows, manifest.documents) for manifest in manifests]
     return replace(gather(each, f"the manifests in {config.data.root}", config.max_seq_len), manifests=manifests)
