@@ -75,7 +75,7 @@ class PhaseData:
         folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
         facts = (config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
         if remote:
-            manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, has_shards=False))
+            manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, is_whole=False))
         else:
             manifests = tuple(check_stream(folder, *facts) for folder in folders)
         return cls(tuple(map("/".join, streams)), folders, manifests, groups, remote)

@@ -136,7 +136,7 @@ def shard_records(folder: Path) -> dict[str, ShardRecord]:
 
 
 def check_stream(
-    folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int, has_shards: bool = True
+    folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int, is_whole: bool = True
 ) -> Manifest:
     """The cheap check before training: right folder, right tokenizer, complete files. Reads no shard.
 
@@ -145,7 +145,8 @@ def check_stream(
         row_length: most token ids that the run allows in a row.
         tokenizer_digest: `Tokenizer.digest` of the run's tokenizer.
         vocab_size: its vocabulary.
-        has_shards: whether the shards must be there; those of an object store are checked when they come.
+        is_whole: whether index and shards must be there; of an object store the index is not needed, and shards are
+            checked when they come.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
@@ -166,12 +167,14 @@ def check_stream(
         )
     if not 1 <= manifest.rows < manifest.tokens <= manifest.rows * row_length:
         raise ValueError(f"{path}: {manifest.tokens} tokens in {manifest.rows} rows of at most {row_length}; {REMEDY}")
-    _check_index(folder, manifest)
+    if sum(record.rows for record in manifest.shards.values()) != manifest.rows:
+        raise ValueError(f"{path}: the rows of its shards are not {manifest.rows}; {REMEDY}")
+    if is_whole:
+        _check_index(folder, manifest)
     for name, record in manifest.shards.items():
-        if has_shards:
+        _check_name(folder, name)
+        if is_whole:
             _check_shard_file(folder, name, record)
-        else:
-            _check_name(folder, name)
     return manifest
 
 
@@ -184,6 +187,7 @@ def check_shard(folder: Path, name: str, record: ShardRecord) -> None:
         FileNotFoundError: it is missing.
         ValueError: it is not the file that was written.
     """
+    _check_name(folder, name)
     _check_shard_file(folder, name, record)
     path = folder / name
     with path.open("rb") as file:
@@ -215,7 +219,7 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
         if found != COLUMNS or any(zipped):
             raise ValueError(f"{path}: columns {found}, must be {COLUMNS}, uncompressed; {REMEDY}")
     expected = [(name, record.bytes, record.rows) for name, record in manifest.shards.items()]
-    if listed != expected or sum(record.rows for record in manifest.shards.values()) != manifest.rows:
+    if listed != expected:
         raise ValueError(f"{path} and manifest.json disagree on shards or rows; {REMEDY}")
 
 
@@ -226,7 +230,6 @@ def _check_name(folder: Path, name: str) -> None:
 
 def _check_shard_file(folder: Path, name: str, record: ShardRecord) -> None:
     path = folder / name
-    _check_name(folder, name)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {REMEDY}")
     if path.stat().st_size != record.bytes:

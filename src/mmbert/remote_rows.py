@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from mmbert.atomic import partial_folder, remove
 from mmbert.data_config import DataConfig, is_remote
-from mmbert.file_contents import sha256_of
 from mmbert.manifest import Manifest, ShardRecord, check_shard, read_manifest
 from mmbert.object_store import WAITS, download
 
@@ -105,7 +104,7 @@ class RemoteRows:
         return manifests
 
     def fetch_manifests(self, folders: Sequence[Path]) -> None:
-        """Get the manifest of every stream as it is in the store now, and its index.
+        """Get the manifest of every stream as it is in the store now.
 
         One process does it for all those of a machine that start together.
 
@@ -126,16 +125,11 @@ class RemoteRows:
                 raise
 
     def _fetch_manifest(self, folder: Path, asked: int) -> None:
-        path, index = folder / "manifest.json", folder / "index.json"
+        path = folder / "manifest.json"
         if not path.is_file() or path.stat().st_mtime_ns < asked:
             with partial_folder(path) as partial:
                 download(self.url_of(path), partial / path.name, lambda: read_manifest(partial))
                 (partial / path.name).replace(path)
-        expected = read_manifest(folder).index_sha256
-        if not index.is_file() or sha256_of(index) != expected:
-            with partial_folder(index) as partial:
-                download(self.url_of(index), partial / index.name, lambda: check_sha256(partial / index.name, expected))
-                (partial / index.name).replace(index)
 
     def check_limit(self, manifests: Iterable[Manifest]) -> None:
         """Refuse a limit that is too small for a shard.
@@ -242,11 +236,6 @@ def length_of_room(partial: Path) -> int:
         return 0
     remove(partial)
     return 0
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    if sha256_of(path) != expected:
-        raise ValueError(f"{path} is not the file that its manifest names")
 
 
 class Prefetcher:
