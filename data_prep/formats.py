@@ -97,8 +97,8 @@ def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
             raise BrokenInputError(f"{path}:{number} is not valid JSON: {error}") from None
         text = value.get(text_key) if isinstance(value, dict) else None
         if not isinstance(text, str):
-            keys = f"; its keys: {', '.join(value)}" if isinstance(value, dict) else ""
-            raise BrokenInputError(f'{path}:{number} has no "{text_key}" that is a text: name its key with --text-key{keys}')
+            keys = ", ".join(value) if isinstance(value, dict) else "none"
+            raise BrokenInputError(f"{path}:{number} has no text under {text_key!r} (keys: {keys}): give --text-key")
         yield text
 
 
@@ -109,7 +109,7 @@ def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
     try:
         if text_key not in (rows.fieldnames or []):
             heads = ", ".join(rows.fieldnames or [])
-            raise BrokenInputError(f"{path} has no column {text_key!r} but {heads}: name it with --text-key")
+            raise BrokenInputError(f"{path} has no column {text_key!r} (columns: {heads}): give --text-key")
         for row in rows:
             if None in row or None in row.values():
                 raise BrokenInputError(f"{path}:{rows.line_num} has another number of fields than the head line")
@@ -124,7 +124,7 @@ def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
     kind = dict(zip(table.schema_arrow.names, table.schema_arrow.types, strict=True)).get(text_key)
     if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
         heads = ", ".join(table.schema_arrow.names)
-        raise BrokenInputError(f"{path} has no column {text_key!r} of strings but {heads}: name it with --text-key")
+        raise BrokenInputError(f"{path} has no column {text_key!r} of strings (columns: {heads}): give --text-key")
     try:
         for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
             yield from (text or "" for text in batch.column(0).to_pylist())

@@ -16,4 +16,4 @@ def normalise(text: str) -> str:
         Unicode Standard Annex #15.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return CONTROLS.sub("", normalize("NFC", text)).strip()
+    return normalize("NFC", CONTROLS.sub("", text)).strip()

@@ -1,236 +1,137 @@
-r"""Turn a text folder into rows of token ids, one MDS folder per language and split.
+r"""Turn text into rows of token ids: one folder of MDS shards per split, source and language.
 
-    python -m data_prep.prepare --input data/demo/text --tokenizer data/demo/tokenizer --row-length 256 \
-        --output data/demo/shards-256
+    python -m data_prep.prepare --input mydata/ --language fao --tokenizer data/tokenizer-gemma2 --output data/rows-1024
 
-Per language: cut the held-out documents, tokenise, pack, shuffle the rows, write. Each folder appears whole or not
-at all; a run that was stopped goes on where it was, and a changed text file re-does that language alone. The text
-of one language must fit in memory, once as text and once as ids.
+Texts are normalised, exact duplicates dropped, a share held out, the rest tokenised, packed and shuffled. A stream
+appears whole or not at all. A run that was stopped goes on where it was, with the same bytes in the end; when input
+files change, their streams alone are made anew. docs/data.md says what it makes and why.
 """
 import argparse
-import hashlib
-import json
 import os
-import re
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
+import sys
+from collections.abc import Sequence
 
-import numpy as np
-from streaming import MDSWriter
-from tqdm import tqdm
-
-from data_prep.documents import find_language_files, parse_documents, read_language_list
-from data_prep.split import DEFAULT_HELDOUT_RATE, split_documents
+from data_prep.executors import Slurm, run_locally, submit_to_slurm
+from data_prep.inputs import Inputs, find_inputs
+from data_prep.language_codes import canonical
+from data_prep.split import check_heldout_rate
 from data_prep.totals import totals_table
-from mmbert.atomic import partial_folder, publish_folder
+from data_prep.work import FOLDER, Settings, Work, plan, write_plan
+from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line
-from mmbert.file_contents import sha256_of
-from mmbert.manifest import (
-    COLUMNS,
-    SPLITS,
-    Manifest,
-    check_stream,
-    read_manifest,
-    shard_records,
-    stream_folder,
-    write_manifest,
-)
-from mmbert.packing import Row, check_row_length, pack_documents
-from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.manifest import OWN_FILES, SPLITS, read_manifest, stream_folder
+from mmbert.packing import check_row_length
+from mmbert.run_lock import hold_run
+from mmbert.streams import read_languages
 
-SHARD_BYTES = 64 * 2**20
-OWN_FILES = re.compile(r"shard\.\d{5}\.mds|index\.json|manifest\.json")
+QUARANTINED = 3  # exit status: finished, but for input files that could not be read
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all languages of one run share; lengths in tokens."""
+def prepare(settings: Settings, inputs: Inputs, workers: int) -> Work:
+    """Make all streams on this machine, in `workers` processes.
 
-    output: Path
-    tokenizer: Path
-    source: str
-    row_length: int
-    heldout_rate: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """The streams of one language, and whether they were written now or found finished."""
-
-    manifests: list[Manifest]
-    is_new: bool
+    Returns:
+        The whole plan, with the streams that were finished before.
+    """
+    work = plan(settings, inputs)
+    make_folder(work.folder)
+    lock = hold_run(work.folder)
+    try:
+        check_output(work)
+        run_locally(to_do(work), workers)
+    finally:
+        lock.release()
+    return work
 
 
-def prepare_language(settings: Settings, language: str, path: Path) -> Result:
-    """Write the streams of one language, unless they are there and made from the same inputs."""
-    tokenizer = _tokenizer(settings.tokenizer)
-    content = path.read_bytes()
-    inputs = inputs_digest(settings, tokenizer.digest, path.suffix, content)
-    if finished := find_finished(settings, tokenizer, language, inputs):
-        return Result(finished, is_new=False)
-    splits = split_documents(parse_documents(path, content), settings.heldout_rate)
-    manifests = []
-    for split, texts in splits.items():
-        if texts:
-            manifests.append(write_stream(settings, tokenizer, (split, language), texts, inputs))
-        else:  # no longer split, if it ever was: Streaming refuses a stream without rows
-            shutil.rmtree(stream_folder(settings.output, split, settings.source, language), ignore_errors=True)
-    return Result(manifests, is_new=True)
+def to_do(work: Work) -> Work:
+    """The part of a plan that is not finished, written where its tasks read it."""
+    rest = Work(work.settings, work.tokenizer_digest, [s for s in work.streams if work.read_record(s) is None])
+    write_plan(rest)
+    return rest
 
 
-def inputs_digest(settings: Settings, tokenizer_digest: str, suffix: str, content: bytes) -> str:
-    """sha256, in hex, of everything that decides what the rows of a language are."""
-    inputs = {
-        "text": hashlib.sha256(content).hexdigest(),
-        "suffix": suffix,
-        "tokenizer": tokenizer_digest,
-        "row_length": settings.row_length,
-        "heldout_rate": settings.heldout_rate,
-        "seed": settings.seed,
-    }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def find_finished(settings: Settings, tokenizer: Tokenizer, language: str, inputs: str) -> list[Manifest]:
-    """The manifests of a language that is complete and made from `inputs`; empty if it is to be done."""
-    manifests = []
-    for split in SPLITS:
-        folder = stream_folder(settings.output, split, settings.source, language)
-        if not folder.exists():
-            continue
-        try:
-            manifest = check_stream(folder, settings.row_length, tokenizer.digest, tokenizer.vocab_size)
-        except (ValueError, FileNotFoundError):
-            continue
-        if manifest.inputs == inputs:
-            manifests.append(manifest)
-    only_document = len(manifests) == 1 and manifests[0].split == "train" and manifests[0].documents == 1
-    return manifests if only_document or len(manifests) == len(SPLITS) else []
-
-
-def write_stream(
-    settings: Settings, tokenizer: Tokenizer, stream: tuple[str, str], texts: list[str], inputs: str
-) -> Manifest:
-    """Pack `texts` and write them as the stream (split, language)."""
-    split, language = stream
-    documents = tokenizer.encode_batch(texts)
-    rows = pack_documents(documents, settings.row_length, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    shuffled = np.random.default_rng(shuffle_seed(settings.seed, settings.source, language)).permutation(len(rows))
-    folder = stream_folder(settings.output, split, settings.source, language)
-    with partial_folder(folder) as partial:
-        write_shards(partial, [rows[index] for index in shuffled])
-        manifest = Manifest(
-            split=split,
-            source=settings.source,
-            language=language,
-            row_length=settings.row_length,
-            tokenizer=tokenizer.digest,
-            vocab_size=tokenizer.vocab_size,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            documents=len(texts),
-            rows=len(rows),
-            tokens=sum(len(row.input_ids) for row in rows),
-            text_bytes=sum(len(text.encode()) for text in texts),
-            inputs=inputs,
-            index_sha256=sha256_of(partial / "index.json"),
-            shards=shard_records(partial),
-        )
-        write_manifest(partial, manifest)
-        publish_folder(partial, folder)
-    return manifest
-
-
-def shuffle_seed(seed: int, source: str, language: str) -> int:
-    """A seed of its own for each stream, so that no two languages share a permutation."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{source}/{language}".encode()).digest()[:8])
-
-
-def write_shards(folder: Path, rows: list[Row]) -> None:
-    """Write rows as MDS shards and index.json."""
-    with MDSWriter(out=str(folder), columns=COLUMNS, size_limit=SHARD_BYTES) as writer:
-        for row in rows:
-            writer.write(asdict(row))
-
-
-@cache
-def _tokenizer(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)
-
-
-def check_output(settings: Settings, tokenizer: Tokenizer) -> None:
+def check_output(work: Work) -> None:
     """Refuse an output folder that holds anything but streams of this tokenizer and row length.
 
     Raises:
         FileExistsError: it does; nothing was touched.
     """
-    if settings.output.exists() and not settings.output.is_dir():
-        raise FileExistsError(f"{settings.output} is a file: choose another --output")
-    for path in settings.output.glob("*"):
-        if path.name not in SPLITS:
+    settings = work.settings
+    for path in work.output.glob("*"):
+        if path.name not in (*SPLITS, FOLDER):
             raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
-    for folder in sorted(settings.output.glob("*/*/[!.]*")):
+    for folder in sorted(work.output.glob("*/*/[!.]*")):
         strangers = sorted(path.name for path in folder.iterdir() if not OWN_FILES.fullmatch(path.name))
+        if folder.relative_to(work.output).parts[0] == FOLDER:
+            continue
         if strangers:
             raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
         try:
             manifest = read_manifest(folder)
         except (ValueError, FileNotFoundError):
-            continue  # ours, but damaged: prepare_language replaces it
-        if (manifest.row_length, manifest.tokenizer) != (settings.row_length, tokenizer.digest):
+            continue  # ours, but damaged: it is made anew
+        if (manifest.row_length, manifest.tokenizer) != (settings.row_length, work.tokenizer_digest):
             raise FileExistsError(
                 f"{folder} has row_length {manifest.row_length} and tokenizer {manifest.tokenizer[:12]}, not "
-                f"{settings.row_length} and {tokenizer.digest[:12]}: choose another --output"
+                f"{settings.row_length} and {work.tokenizer_digest[:12]}: choose another --output"
             )
 
 
-def select_languages(files: dict[str, Path], listed: Path | None) -> dict[str, Path]:
-    """The files of the languages in the list file, or all."""
-    if listed is None:
-        return files
-    languages = read_language_list(listed)
-    if missing := [language for language in languages if language not in files]:
-        raise FileNotFoundError(f"{listed}: the text folder has no {', '.join(missing)}")
-    return {language: files[language] for language in languages}
+def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
+    """The streams of some languages; FileNotFoundError if one has no text."""
+    wanted = {canonical(language) for language in languages}
+    if missing := sorted(wanted - {language for _, language in inputs}):
+        raise FileNotFoundError(f"--languages: there is no text in {', '.join(missing)}")
+    return {stream: files for stream, files in inputs.items() if stream[1] in wanted}
 
 
-def prepare_all(settings: Settings, files: dict[str, Path], workers: int) -> Iterator[Result]:
-    """Prepare languages in `workers` processes, in the order in which they finish."""
-    if workers == 1:
-        for language, path in files.items():
-            yield prepare_language(settings, language, path)
-        return
-    # The largest first, so that no process is left alone with it at the end.
-    ordered = sorted(files.items(), key=lambda item: item[1].stat().st_size, reverse=True)
-    with ProcessPoolExecutor(workers, initializer=_one_thread_per_process) as pool:
-        futures = [pool.submit(prepare_language, settings, language, path) for language, path in ordered]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _one_thread_per_process() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+def report(work: Work, num_new: int) -> int:
+    """Print what there is now; the exit status."""
+    manifests, quarantined = [], []
+    documents = empty = duplicates = 0
+    for stream in work.streams:
+        record = work.read_record(stream)
+        assert record is not None
+        quarantined += record["quarantined"]
+        documents, empty = documents + record["documents"], empty + record["empty"]
+        duplicates += record["duplicates"]
+        for split in record["splits"]:
+            manifests.append(read_manifest(stream_folder(work.output, split, stream.source, stream.language)))
+    print(totals_table(manifests))
+    print(f"{documents:,} documents read; left out: {duplicates:,} exact duplicates, {empty:,} without text")
+    print(f"{num_new} streams made, {len(work.streams) - num_new} were up to date")
+    for reason in quarantined:
+        print(f"quarantined: {reason}", file=sys.stderr)
+    if quarantined:
+        print(
+            f"error: of {len(quarantined)} input files nothing was taken, see above: mend or remove them, and run the "
+            "same command again",
+            file=sys.stderr,
+        )
+    return QUARANTINED if quarantined else 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Turn a text folder into rows of token ids.")
-    parser.add_argument("--input", type=Path, required=True, help="text folder: <language>.jsonl or <language>.txt")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")
-    parser.add_argument("--row-length", type=int, required=True, help="most tokens in a row")
-    parser.add_argument("--output", type=Path, required=True, help="shards folder")
-    parser.add_argument("--source", default="udhr", help="name of the corpus")
-    parser.add_argument("--languages", type=Path, help="list of languages, one a line (default: all)")
-    parser.add_argument("--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="share held out")
+    parser = argparse.ArgumentParser(description="Turn text into rows of token ids.")
+    parser.add_argument("--input", required=True, help="file or folder with text: .txt .jsonl .csv .parquet, .gz .zst")
+    parser.add_argument("--language", help="of all the text (default: files and folders are called by languages)")
+    parser.add_argument("--languages", nargs="+", default=[], help="only these; or a .txt with one a line")
+    parser.add_argument("--source", default="mine", help="name of the corpus, as in the YAML (default: mine)")
+    parser.add_argument("--tokenizer", required=True, help="tokenizer folder")
+    parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
+    parser.add_argument("--output", required=True, help="shards folder")
+    parser.add_argument("--heldout-rate", type=float, default=0.1, help="share held out (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
+    parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
+    parser.add_argument("--whole-txt", action="store_true", help="a .txt is one document, not one between blank lines")
+    parser.add_argument("--keep-spelling", action="store_true", help="do not normalise the text")
+    parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--slurm", metavar="PARTITION", help="submit job arrays instead of working here")
+    parser.add_argument("--slurm-time", default="12:00:00", help="limit of a task (default: 12:00:00)")
+    parser.add_argument("--tasks", type=int, default=1000, help="most tasks of an array (default: 1000)")
+    parser.add_argument("--memory", type=int, default=4, help="GB for each task on Slurm (default: 4)")
     return parser.parse_args()
 
 
@@ -238,21 +139,33 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     check_row_length(arguments.row_length)
+    check_heldout_rate(arguments.heldout_rate)
+    if arguments.workers < 1:
+        raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
     settings = Settings(
         output=arguments.output,
         tokenizer=arguments.tokenizer,
-        source=arguments.source,
         row_length=arguments.row_length,
         heldout_rate=arguments.heldout_rate,
         seed=arguments.seed,
+        text_key=arguments.text_key,
+        whole_txt=arguments.whole_txt,
+        normalise=not arguments.keep_spelling,
+        distinct=not arguments.keep_duplicates,
     )
-    files = select_languages(find_language_files(arguments.input), arguments.languages)
-    check_output(settings, _tokenizer(settings.tokenizer))
-    progress = tqdm(prepare_all(settings, files, arguments.workers), total=len(files), unit="language", disable=None)
-    results = list(progress)
-    print(totals_table([manifest for result in results for manifest in result.manifests]))
-    num_new = sum(result.is_new for result in results)
-    print(f"{num_new} languages written, {len(results) - num_new} were up to date")
+    inputs = find_inputs(arguments.input, arguments.source, arguments.language)
+    if arguments.languages:
+        inputs = select(inputs, read_languages(arguments.languages, "--languages"))
+    work = plan(settings, inputs)
+    if arguments.slurm:
+        slurm = Slurm(arguments.slurm, arguments.slurm_time, arguments.tasks, arguments.memory)
+        check_output(work)
+        jobs = submit_to_slurm(to_do(work), slurm)
+        print(f"submitted: {' '.join(jobs) or 'nothing is left to do'}; run this command without --slurm when they end")
+        return
+    num_new = len(work.streams) - sum(work.read_record(stream) is not None for stream in work.streams)
+    prepare(settings, inputs, arguments.workers)
+    sys.exit(report(work, num_new))
 
 
 if __name__ == "__main__":

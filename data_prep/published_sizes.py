@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from data_prep.documents import find_language_files, parse_documents, read_language_list
+from data_prep.formats import read_texts
+from data_prep.inputs import find_inputs
 from mmbert.atomic import write_file
 from mmbert.command import errors_in_one_line
+from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 
-LISTS = tuple(Path(f"yamls/languages/phase{number}.txt") for number in (1, 2, 3))
+LISTS = tuple(f"yamls/languages/phase{number}.txt" for number in (1, 2, 3))
 
 BILLIONS = {
     ("dclm", "eng"): 600.0,
@@ -61,8 +63,8 @@ def tokens_per_byte(text: Path, tokenizer: Tokenizer) -> dict[str, float]:
     """Of every language of a text folder, by the three letters that its name begins with."""
     num_bytes: Counter[str] = Counter()
     num_tokens: Counter[str] = Counter()
-    for name, path in find_language_files(text).items():
-        documents = parse_documents(path, path.read_bytes())
+    for (_, name), files in find_inputs(str(text), "text").items():
+        documents = [document for file in files for document in read_texts(file)]
         num_bytes[name[:3]] += sum(len(document.encode()) for document in documents)
         num_tokens[name[:3]] += sum(map(len, tokenizer.encode_batch(documents)))
     return {code: num_tokens[code] / num_bytes[code] for code in num_bytes}
@@ -70,13 +72,13 @@ def tokens_per_byte(text: Path, tokenizer: Tokenizer) -> dict[str, float]:
 
 def stream_sizes(sizes: Counter[str], density: dict[str, float]) -> Iterator[tuple[str, str, int]]:
     """Source, language and tokens of every stream that a run of the paper names."""
-    languages = [code for path in LISTS for code in read_language_list(path)]
+    languages = read_languages([*LISTS], "--languages")
     usual, least = median(density.values()), min(sizes.values())
     for code in sorted(languages):
         yield "fineweb2", code, max(1, round(sizes.get(code, least) * density.get(code, usual)))
     for (source, language), billions in BILLIONS.items():
         yield source, language, round(billions * 1e9)
-    of_wikipedia = ["eng", *read_language_list(LISTS[0])]
+    of_wikipedia = ["eng", *read_languages(LISTS[:1], "--languages")]
     for code in of_wikipedia:
         yield "megawika", code, round(WIKIPEDIA * 1e9 / len(of_wikipedia))
 

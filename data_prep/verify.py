@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.pieces import read_documents
 from data_prep.totals import totals_table
 from mmbert.command import errors_in_one_line
 from mmbert.manifest import REMEDY, SPLITS, Manifest, check_stream, read_manifest
@@ -25,7 +26,7 @@ def find_streams(root: Path) -> list[Path]:
 
 
 def verify_stream(folder: Path) -> Manifest:
-    """Check one stream wholly: what training checks, then each shard's sha256, row count and rows.
+    """Check one stream wholly: what training checks, then each shard's sha256, row count, rows and documents.
 
     Raises:
         FileNotFoundError: the manifest, the index or a shard is missing.
@@ -37,6 +38,11 @@ def verify_stream(folder: Path) -> Manifest:
     num_tokens = sum(len(shards.row(0, number).input_ids) for number in range(manifest.rows))
     if num_tokens != manifest.tokens:
         raise ValueError(f"{folder} holds {num_tokens} tokens, its manifest says {manifest.tokens}; {REMEDY}")
+    if any(not record.pieces_sha256 for record in manifest.shards.values()):
+        return manifest
+    num_documents = sum(len(read_documents(shards, shard)) for shard in range(len(manifest.shards)))
+    if num_documents != manifest.documents:
+        raise ValueError(f"{folder} holds {num_documents} documents, its manifest says {manifest.documents}; {REMEDY}")
     return manifest
 
 

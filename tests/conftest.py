@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.prepare import Settings, prepare_all
+from data_prep.inputs import find_inputs
+from data_prep.prepare import prepare
 from data_prep.train_tokenizer import train
+from data_prep.work import Settings
 from mmbert.tokenizer import save_tokenizer
 from tests.faults.reliability import FIGURES, Reliability
 from tests.training_runs import Outcome, write_yamls
@@ -72,8 +74,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     shards = {}
     for row_length in (64, 128):
         shards[row_length] = root / f"shards-{row_length}"
-        settings = Settings(shards[row_length], root / "tokenizer", "invented", row_length, 0.1, seed=0)
-        list(prepare_all(settings, {path.stem: path for path in sorted((root / "text").iterdir())}, workers=1))
+        settings = Settings(str(shards[row_length]), str(root / "tokenizer"), row_length)
+        prepare(settings, find_inputs(str(root / "text"), "invented"), workers=1)
     return Corpus(root / "tokenizer", shards)
 
 

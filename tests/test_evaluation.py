@@ -11,13 +11,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, ModernBertConfig, ModernBertForMaskedLM
 
-from data_prep.prepare import Settings, write_stream
 from mmbert.evaluation import bits_per_byte as program
 from mmbert.evaluation.scoring import batches_of_like_length, masked_logits, pad_batch, score_languages
 from mmbert.fixed_masks import fixed_mask, mask_key, num_masked_tokens
 from mmbert.heldout import HeldoutLanguage, MaskedDocument, MaskingPlan, bits_per_byte, mask_documents, split_row
 from mmbert.packing import TokenIds, pack_documents
 from mmbert.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from tests.written_streams import write_stream
 
 VOCAB_SIZE = 40
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
@@ -71,9 +71,9 @@ def make_languages() -> list[HeldoutLanguage]:
 
 def write_heldout(root: Path, language: str, documents: list[TokenIds], tokenizer: Tokenizer) -> None:
     """Write text whose tokens are `documents`."""
-    settings = Settings(root, tokenizer.folder, source="udhr", row_length=64, heldout_rate=0.1, seed=0)
     texts = [" ".join(tokenizer.backend.id_to_token(id_) for id_ in document) for document in documents]
-    write_stream(settings, tokenizer, ("heldout", language), texts, inputs="")
+    text_bytes = sum(len(text.encode()) for text in texts)
+    write_stream(root, ("heldout", "udhr", language), tokenizer.encode_batch(texts), tokenizer, text_bytes)
 
 
 @pytest.fixture

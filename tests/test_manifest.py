@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.prepare import Settings, prepare_language
+from data_prep.inputs import find_inputs
+from data_prep.prepare import prepare
+from data_prep.work import Settings
 from mmbert.manifest import (
     Manifest,
     check_stream,
@@ -21,9 +23,10 @@ from tests.conftest import Corpus
 @pytest.fixture
 def stream(tmp_path: Path, corpus: Corpus) -> Path:
     """A stream of its own for each test to break."""
-    (tmp_path / "xx.txt").write_text("\n\n".join(f"beda gola {number}" for number in range(30)))
-    prepare_language(Settings(tmp_path / "shards", corpus.tokenizer, "own", 64, 0.1, seed=0), "xx", tmp_path / "xx.txt")
-    return stream_folder(tmp_path / "shards", "train", "own", "xx")
+    (tmp_path / "fao.txt").write_text("\n\n".join(f"beda gola {number}" for number in range(30)))
+    settings = Settings(str(tmp_path / "shards"), str(corpus.tokenizer), 64)
+    prepare(settings, find_inputs(str(tmp_path / "fao.txt"), "own"), workers=1)
+    return stream_folder(tmp_path / "shards", "train", "own", "fao")
 
 
 def check(stream: Path) -> Manifest:
@@ -55,14 +58,14 @@ def test_every_changed_character_of_a_manifest_is_noticed(stream: Path):
 
 
 def test_a_manifest_of_another_format_is_refused(stream: Path):
-    write_manifest(stream, replace(read_manifest(stream), format=2))
-    with pytest.raises(ValueError, match="not of format 1"):
+    write_manifest(stream, replace(read_manifest(stream), format=1))
+    with pytest.raises(ValueError, match="not of format 2"):
         read_manifest(stream)
 
 
 def test_a_missing_language_names_the_nearest_one(stream: Path):
-    with pytest.raises(FileNotFoundError, match=r"xz does not exist; did you mean xx\? .*prepare, or leave xz out"):
-        read_manifest(stream.with_name("xz"))
+    with pytest.raises(FileNotFoundError, match=r"fax does not exist; did you mean fao\? .*prepare, or leave fax out"):
+        read_manifest(stream.with_name("fax"))
     (stream / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no manifest\.json"):
         read_manifest(stream)
@@ -71,7 +74,7 @@ def test_a_missing_language_names_the_nearest_one(stream: Path):
 def test_languages_are_listed_without_unfinished_folders(stream: Path):
     stream.with_name(".yy.partial").mkdir()
     stream.with_name("aa").mkdir()
-    assert list_languages(stream.parents[2], "train", "own") == ["aa", "xx"]
+    assert list_languages(stream.parents[2], "train", "own") == ["aa", "fao"]
     with pytest.raises(FileNotFoundError, match=r"did you mean own\?"):
         list_languages(stream.parents[2], "train", "won")
 
@@ -168,5 +171,5 @@ def test_a_shard_outside_the_folder_is_refused_even_if_all_else_agrees(stream: P
 
 def test_a_moved_folder_is_noticed(stream: Path):
     moved = stream.rename(stream.with_name("yy"))
-    with pytest.raises(ValueError, match="is of train/own/xx: the folder was moved"):
+    with pytest.raises(ValueError, match="is of train/own/fao: the folder was moved"):
         check(moved)

@@ -70,7 +70,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) 
                 hold_run(tmp_path)
             message = str(refusal.value)
             holds = f"process {process.pid} on host {os.uname().nodename} since {said['since']}"
-            assert message == f"{tmp_path} is being trained by {holds}; wait for it, or stop it"
+            assert message == f"{tmp_path} is being written by {holds}; wait for it, or stop it"
 
 
 @pytest.mark.fault(17)
@@ -129,7 +129,7 @@ def test_a_released_run_is_free_while_its_holder_lives(tmp_path: Path) -> None:
 def test_a_broken_lock_file_still_gives_one_clear_line(tmp_path: Path, content: bytes) -> None:
     with holder(tmp_path):
         (tmp_path / "lock").write_bytes(content)
-        with pytest.raises(ValueError, match=r"^[^\n]* is being trained by another process, [^\n]*; wait for it, or"):
+        with pytest.raises(ValueError, match=r"^[^\n]* is being written by another process, [^\n]*; wait for it, or"):
             hold_run(tmp_path)
 
 

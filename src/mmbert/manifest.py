@@ -16,21 +16,26 @@ from mmbert.atomic import write_file
 from mmbert.file_contents import parse_object, sha256_of
 from mmbert.typed import build
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "heldout")
 COLUMNS = {"input_ids": "ndarray:uint32", "lengths": "ndarray:uint16"}
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 BASENAME = re.compile(r"[A-Za-z0-9._-]+")
+OWN_FILES = re.compile(r"shard\.\d{5}\.(mds|pieces\.npy)|index\.json|manifest\.json")
 REMEDY = "remove this folder and run `python -m data_prep.prepare` again"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One shard file: sha256 in hex, size in bytes, and rows."""
+    """One shard file: sha256 in hex, size in bytes, and rows; and the sha256 of its pieces, which only `repack` reads.
+
+    "" stands for none: then its documents cannot be put together again.
+    """
 
     sha256: str
     bytes: int
     rows: int
+    pieces_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Manifest:
         source: name of the corpus.
         language: name of the language.
         row_length: most token ids that a row holds.
+        seed: of the order of rows.
         tokenizer: digest of the tokenizer, `Tokenizer.digest`.
         vocab_size: every token id is below it.
         bos_token_id: first id of every document.
@@ -50,7 +56,7 @@ class Manifest:
         rows: rows in all shards.
         tokens: ids in all rows, <bos> and <eos> included.
         text_bytes: UTF-8 bytes of the documents' text.
-        inputs: digest of what the rows were made from: text, tokenizer and parameters.
+        documents_sha256: sha256, in hex, over the hashes of all documents: which texts the rows were made from.
         index_sha256: sha256, in hex, of index.json's bytes.
         shards: basename -> its record.
         format: version of this layout.
@@ -60,6 +66,7 @@ class Manifest:
     source: str
     language: str
     row_length: int
+    seed: int
     tokenizer: str
     vocab_size: int
     bos_token_id: int
@@ -68,7 +75,7 @@ class Manifest:
     rows: int
     tokens: int
     text_bytes: int
-    inputs: str
+    documents_sha256: str
     index_sha256: str
     shards: dict[str, ShardRecord]
     format: int = FORMAT
@@ -77,6 +84,16 @@ class Manifest:
     def digest(self) -> str:
         """sha256, in hex, of the manifest as canonical JSON."""
         return _digest(asdict(self))
+
+
+def shard_name(number: int) -> str:
+    """Basename of a shard file."""
+    return f"shard.{number:05d}.mds"
+
+
+def pieces_name(number: int) -> str:
+    """Basename of the file beside a shard that says which pieces of documents it holds (`packing.pack_pieces`)."""
+    return f"shard.{number:05d}.pieces.npy"
 
 
 def stream_folder(root: Path, split: str, source: str, language: str) -> Path:
@@ -123,8 +140,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json, whole or not at all."""
-    values = asdict(manifest) | {"digest": manifest.digest}
-    write_file(folder / "manifest.json", (json.dumps(values, indent=2) + "\n").encode())
+    write_file(folder / "manifest.json", manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of manifest.json."""
+    return (json.dumps(asdict(manifest) | {"digest": manifest.digest}, indent=2) + "\n").encode()
 
 
 def shard_records(folder: Path) -> dict[str, ShardRecord]:

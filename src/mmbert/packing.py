@@ -139,13 +139,58 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 def pack_documents(documents: Sequence[TokenIds], row_length: int, bos: int, eos: int) -> list[Row]:
     """Pack documents (text ids, without <bos> and <eos>) into rows of at most `row_length` token ids."""
+    return pack_pieces(documents, row_length, bos, eos)[0]
+
+
+def pack_pieces(
+    documents: Sequence[TokenIds], row_length: int, bos: int, eos: int
+) -> tuple[list[Row], list[npt.NDArray[np.uint32]]]:
+    """Pack documents as `pack_documents` does, and say which piece of which document went where.
+
+    A piece is a document or a chunk of one. Pieces are numbered through all documents, in their order.
+
+    Returns:
+        The rows; and for each row the piece at each of its places, shape (documents,): twice its number, and one more
+        if it goes on with the document of the piece before it. `join_pieces` puts the documents together again.
+    """
     check_row_length(row_length)
     chunks = wrap_documents(documents, row_length, bos, eos)
     lengths = [len(chunk) for chunk in chunks]
-    return [
+    firsts = np.cumsum([0, *(len(chunk_lengths(len(document), row_length)) for document in documents)])[:-1]
+    pieces: npt.NDArray[np.uint32] = np.arange(1, 2 * len(chunks), 2, dtype=np.uint32)
+    pieces[firsts] -= np.uint32(1)
+    packed = best_fit_decreasing(lengths, row_length)
+    rows = [
         Row(
             input_ids=np.concatenate([chunks[item] for item in row]),
             lengths=np.array([lengths[item] for item in row], dtype=np.uint16),
         )
-        for row in best_fit_decreasing(lengths, row_length)
+        for row in packed
     ]
+    return rows, [pieces[row] for row in packed]
+
+
+def join_pieces(rows: Rows, pieces: npt.NDArray[np.uint32]) -> list[TokenIds]:
+    """The documents that were packed, in their order, without <bos> and <eos>: undoes `pack_pieces`.
+
+    Args:
+        rows: all of them, in any order.
+        pieces: (N,) those of all their documents.
+
+    Raises:
+        ValueError: they are not the pieces of whole documents, each once.
+    """
+    numbers, continues = pieces >> 1, (pieces & 1).astype(bool)
+    order = np.argsort(numbers)
+    are_whole = len(pieces) == len(rows.lengths) and not continues[order[:1]].any()
+    if not are_whole or (numbers[order] != np.arange(len(pieces))).any():
+        raise ValueError("they are not the pieces of whole documents, each once")
+    texts = np.split(rows.input_ids, np.cumsum(rows.lengths.astype(np.int64))[:-1])
+    documents: list[list[TokenIds]] = []
+    for place in order:
+        text = texts[place][1:-1]
+        if continues[place]:
+            documents[-1].append(text)
+        else:
+            documents.append([text])
+    return [np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in documents]

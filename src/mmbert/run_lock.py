@@ -1,4 +1,4 @@
-"""One process at a time trains a run: a lock that its holder's death frees, however it dies."""
+"""One process at a time writes into a folder: a lock that its holder's death frees, however it dies."""
 import errno
 import fcntl
 import json
@@ -44,7 +44,7 @@ def hold_run(run_folder: Path) -> RunLock:
                 remedy = "run_root must lie on a file system with locks (Lustre: mounted with flock)"
                 raise OSError(f"{path} cannot be locked: {error.strerror}; {remedy}") from error
             holder = _holder(os.pread(descriptor, MOST_BYTES, 0))
-            raise ValueError(f"{run_folder} is being trained by {holder}; wait for it, or stop it") from None
+            raise ValueError(f"{run_folder} is being written by {holder}; wait for it, or stop it") from None
         _sign(descriptor, path)
     except BaseException:
         os.close(descriptor)

@@ -168,7 +168,7 @@ def test_a_second_start_of_a_run_that_is_going_on_is_refused(
     wait_until(lambda: len(first.steps()) == 5)
     second = train([yaml], tmp_path / "second.jsonl")
     assert second.exit_code == 1
-    assert f"is being trained by process {first.process.pid} on host" in second.output
+    assert f"is being written by process {first.process.pid} on host" in second.output
     assert not second.steps
     first.process.kill()  # with loader workers, which hold no lock
     assert train([yaml], tmp_path / "first.jsonl").exit_code == 0

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_prep.prepare import Settings, prepare_all
+from data_prep.inputs import find_inputs
+from data_prep.prepare import prepare as prepare_text
+from data_prep.work import Settings
 from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
 from mmbert.config import RunConfig, load_config
 from mmbert.data import PhaseData
@@ -33,9 +35,8 @@ Contents = dict[str, tuple[int, bytes]]
 
 def make_shards(corpus: Corpus, folder: Path, tokenizer: Path, row_length: int, seed: int) -> Path:
     """Shards of the session's texts, made anew."""
-    settings = Settings(folder, tokenizer, "invented", row_length, 0.1, seed)
-    texts = sorted((corpus.tokenizer.parent / "text").iterdir())
-    list(prepare_all(settings, {path.stem: path for path in texts}, workers=1))
+    texts = corpus.tokenizer.parent / "text"
+    prepare_text(Settings(str(folder), str(tokenizer), row_length, seed=seed), find_inputs(str(texts), "invented"), 1)
     return folder
 
 

@@ -46,7 +46,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on_undisturbed(
     for arguments in ([yaml], [yaml, "checkpoint.keep=1"]):
         second = train(arguments, tmp_path / "second.jsonl")
         assert second.exit_code == 1
-        assert f"is being trained by process {first.process.pid} on host {os.uname().nodename} since" in second.output
+        assert f"is being written by process {first.process.pid} on host {os.uname().nodename} since" in second.output
         assert len(second.output.splitlines()) == 1
         assert not second.steps
     assert {path: path.read_bytes() for path in run_folder.rglob("*") if path.is_file()} == before

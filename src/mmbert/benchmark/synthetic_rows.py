@@ -130,6 +130,7 @@ def write_stream(folder: Path, rows: Sequence[Row], shape: Shape, tokenizer: Tok
         source=SOURCE,
         language=folder.name,
         row_length=shape.row_length,
+        seed=shape.seed,
         tokenizer=tokenizer.digest,
         vocab_size=tokenizer.vocab_size,
         bos_token_id=tokenizer.bos_token_id,
@@ -138,7 +139,7 @@ def write_stream(folder: Path, rows: Sequence[Row], shape: Shape, tokenizer: Tok
         rows=len(rows),
         tokens=sum(len(row.input_ids) for row in rows),
         text_bytes=0,
-        inputs=f"synthetic, seed {shape.seed}",
+        documents_sha256=f"synthetic, seed {shape.seed}",
         index_sha256=sha256_of(folder / "index.json"),
         shards=shard_records(folder),
     )

@@ -1,0 +1,128 @@
+"""Who does the tasks of a stage: processes of this machine, or an array of Slurm jobs."""
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from tqdm import tqdm
+
+from data_prep.steps import STAGES, Stage
+from data_prep.work import Work
+from mmbert.processes import die_with_parent
+
+TASKS_PER_WORKER = 8  # so that those who are done early find more to do
+ROOT = Path(__file__).parent.parent
+
+
+class LocalExecutor(PipelineExecutor):
+    """The tasks of one stage in `workers` processes of this machine.
+
+    datatrove's own waits for ever when a process is killed, say for want of memory; this one raises.
+    """
+
+    def __init__(self, stage: Stage, tasks: int, workers: int, logging_dir: Path) -> None:
+        super().__init__([stage], str(logging_dir), skip_completed=False)  # what is done, the stage itself knows
+        self.tasks, self.workers = tasks, workers
+
+    def run(self) -> None:
+        """Do all tasks; the first error ends it."""
+        for _ in tqdm(self.finished(), self.pipeline[0].name, self.tasks, unit="task", disable=None):
+            pass
+
+    def finished(self) -> Iterator[None]:
+        """One after the other, as they are finished."""
+        if self.workers == 1:
+            yield from map(self.run_quietly, range(self.tasks))
+            return
+        with ProcessPoolExecutor(min(self.workers, self.tasks), initializer=begin, initargs=(os.getpid(),)) as pool:
+            futures = [pool.submit(self.run_quietly, rank) for rank in range(self.tasks)]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def run_quietly(self, rank: int) -> None:
+        """One task; what datatrove says of it goes to its log alone, for our errors are one line."""
+        with redirect_stderr(StringIO()):
+            self._run_for_rank(rank, local_rank=1)
+
+    @property
+    def world_size(self) -> int:
+        return self.tasks
+
+    def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
+        """For steps that talk to each other, which ours do not."""
+        return DistributedEnvVars(
+            datatrove_node_ips="localhost",
+            datatrove_cpus_per_task="-1",
+            datatrove_mem_per_cpu="-1",
+            datatrove_gpus_on_node="-1",
+            datatrove_executor="LOCAL",
+        )
+
+
+def begin(parent: int) -> None:
+    """Settings of a worker process: it ends with its parent, and is one thread among others."""
+    die_with_parent(signal.SIGKILL, parent)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def run_locally(work: Work, workers: int) -> None:
+    """All stages, one after the other."""
+    for stage in STAGES:
+        number = sum(1 for _ in stage(str(work.output)).units(work))
+        if number:
+            tasks = min(number, workers * TASKS_PER_WORKER)
+            LocalExecutor(stage(str(work.output)), tasks, workers, work.folder / "logs" / stage.name).run()
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """How to ask Slurm: partition, time limit of a task as Slurm writes it, most tasks of a stage, GB for each."""
+
+    partition: str
+    time: str
+    tasks: int
+    memory: int
+
+
+def submit_to_slurm(work: Work, slurm: Slurm) -> list[str]:
+    """An array for each stage that has something to do, each after the one before it; their job ids."""
+    previous: SlurmPipelineExecutor | None = None
+    jobs = []
+    for stage in STAGES:
+        number = sum(1 for _ in stage(str(work.output)).units(work))
+        if not number:
+            continue
+        previous = SlurmPipelineExecutor(
+            pipeline=[stage(str(work.output))],
+            tasks=min(number, slurm.tasks),
+            time=slurm.time,
+            partition=slurm.partition,
+            mem_per_cpu_gb=slurm.memory,
+            job_name=f"data-{stage.name}",
+            qos=None,
+            env_command=environment(),
+            sbatch_args={"kill-on-invalid-dep": "yes"},
+            depends=previous,
+            logging_dir=str((work.folder / "logs" / stage.name).resolve()),
+            skip_completed=False,
+        )
+        previous.run()
+        jobs.append(str(previous.job_id))
+    return jobs
+
+
+def environment() -> str:
+    """Shell lines that make a job find this Python, its packages and ours."""
+    here, python = shlex.quote(str(ROOT)), shlex.quote(str(Path(sys.executable).parent))
+    return f"cd {here}\nexport PATH={python}:$PATH PYTHONPATH={here}:${{PYTHONPATH:-}} TOKENIZERS_PARALLELISM=false"

@@ -1,0 +1,162 @@
+"""The documents of a bucket: straight from the files of a small stream, or from the runs of a large one.
+
+A large stream is read once. What a file holds is collected up to `RUN_BYTES`, sorted by bucket, and appended to the
+file's run; so a bucket lies in one slice for each of these, and is read again slice by slice.
+"""
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from data_prep.formats import BrokenInputError, read_texts
+from data_prep.inputs import InputFile
+from data_prep.normalise import normalise
+from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work
+from mmbert.atomic import fsync, make_folder, write_file
+from mmbert.file_contents import parse_object
+
+RUN_BYTES = 256 * 2**20  # of text, in memory at a time
+LENGTH_BYTES = 4
+
+
+@dataclass
+class Read:
+    """What reading some files came to.
+
+    Attributes:
+        documents: read, of whole files.
+        empty: those of them without text.
+        quarantined: why, for each file of which nothing was taken.
+    """
+
+    documents: int
+    empty: int
+    quarantined: list[str]
+
+
+def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
+    """The texts of a file as UTF-8, normalised; raises as `formats.read_texts`, and if there are none."""
+    is_empty = True
+    for text in read_texts(file, settings.text_key, settings.whole_txt):
+        yield (normalise(text) if settings.normalise else text).encode()
+        is_empty = False
+    if is_empty:
+        raise BrokenInputError(f"{file.path} holds no document: fill it, or remove it")
+
+
+def bucket_of(payload: bytes, num_buckets: int) -> int:
+    """By other bits of the hash than those that decide what is held out."""
+    return int.from_bytes(hashlib.sha256(payload).digest()[8:16]) % num_buckets
+
+
+def read_files(files: list[InputFile], settings: Settings) -> tuple[list[bytes], Read]:
+    """The documents of files that fit in memory together; of a broken file none."""
+    documents: list[bytes] = []
+    read = Read(0, 0, [])
+    for file in files:
+        try:
+            found = list(payloads(file, settings))
+        except BrokenInputError as error:
+            read.quarantined.append(str(error))
+            continue
+        documents += filter(None, found)
+        read.documents += len(found)
+        read.empty += len(found) - sum(map(bool, found))
+    return documents, read
+
+
+def run_path(work: Work, stream: StreamPlan, volume: int, file: int) -> Path:
+    """Where the run of a file lies; its index is beside it, with the suffix .json."""
+    return work.staging(stream) / "runs" / f"{volume:05d}-{file:06d}.run"
+
+
+def write_run(work: Work, stream: StreamPlan, volume: int, number: int) -> None:
+    """Read file `number` of a volume into its run, unless that was done before. Of a broken file the run is empty."""
+    path = run_path(work, stream, volume, number)
+    index = path.with_suffix(".json")
+    if index.exists():
+        return
+    make_folder(path.parent)
+    plan = stream.volumes[volume]
+    read, slices = Read(0, 0, []), []
+    with path.open("wb") as run:
+        try:
+            for bucket, documents in slices_of(plan.files[number], plan.num_buckets, work.settings, read):
+                content = zstandard.compress(pack(documents), 1)
+                slices.append((bucket, run.tell(), len(content)))
+                run.write(content)
+        except BrokenInputError as error:
+            read, slices = Read(0, 0, [str(error)]), []
+            run.truncate(0)
+    fsync(path)
+    write_file(index, json.dumps({"read": asdict(read), "slices": slices}).encode())
+
+
+def slices_of(
+    file: InputFile, num_buckets: int, settings: Settings, read: Read
+) -> Iterator[tuple[int, list[bytes]]]:
+    """Bucket and documents, sorted by bucket, for each `RUN_BYTES` of a file; counts what is read."""
+    buckets: dict[int, list[bytes]] = {}
+    size = 0
+    for payload in payloads(file, settings):
+        read.documents += 1
+        read.empty += not payload
+        if payload:
+            buckets.setdefault(bucket_of(payload, num_buckets), []).append(payload)
+        size += len(payload)
+        if size >= RUN_BYTES:
+            yield from sorted(buckets.items())
+            buckets, size = {}, 0
+    yield from sorted(buckets.items())
+
+
+def read_runs(work: Work, stream: StreamPlan, volume: int) -> tuple[list[dict[str, Any]], Read]:
+    """The indexes of all runs of a volume, and what reading its files came to."""
+    indexes, read = [], Read(0, 0, [])
+    for number in range(len(stream.volumes[volume].files)):
+        path = run_path(work, stream, volume, number).with_suffix(".json")
+        indexes.append(parse_object(path.read_bytes(), path, REMEDY))
+        part = Read(**indexes[-1]["read"])
+        read = Read(
+            read.documents + part.documents, read.empty + part.empty, [*read.quarantined, *part.quarantined]
+        )
+    return indexes, read
+
+
+def read_bucket(work: Work, stream: StreamPlan, volume: int, bucket: int) -> list[bytes]:
+    """The documents of one bucket, counted from the first of its volume."""
+    documents: list[bytes] = []
+    for number, index in enumerate(read_runs(work, stream, volume)[0]):
+        with run_path(work, stream, volume, number).open("rb") as run:
+            for found, begin, length in index["slices"]:
+                if found == bucket:
+                    run.seek(begin)
+                    documents += unpack(zstandard.decompress(run.read(length)))
+    return documents
+
+
+def volume_of(stream: StreamPlan, bucket: int) -> tuple[int, Volume]:
+    """The volume that a bucket of a stream belongs to, and its number."""
+    return next(
+        (number, volume)
+        for number, volume in enumerate(stream.volumes)
+        if bucket < volume.first_bucket + volume.num_buckets
+    )
+
+
+def pack(documents: list[bytes]) -> bytes:
+    """Documents laid end to end, each behind its length."""
+    return b"".join(part for text in documents for part in (len(text).to_bytes(LENGTH_BYTES, "little"), text))
+
+
+def unpack(content: bytes) -> Iterator[bytes]:
+    """What `pack` was given."""
+    place = 0
+    while place < len(content):
+        begin = place + LENGTH_BYTES
+        place = begin + int.from_bytes(content[place:begin], "little")
+        yield content[begin:place]

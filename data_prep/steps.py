@@ -1,0 +1,101 @@
+"""The three stages of `prepare` as blocks of datatrove. A task is a share of the units of its stage."""
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from data_prep.partition import write_run
+from data_prep.publish import make_large_bucket, make_small_stream, publish_large_stream
+from data_prep.work import BUCKET_BYTES, StreamPlan, Work, read_plan
+from mmbert.atomic import make_folder
+from mmbert.run_lock import hold_run
+
+Unit = tuple[int, Callable[[], None]]  # how much there is to do, in bytes; and doing it
+
+
+class Stage(PipelineStep):
+    """What a stage's tasks share: each reads the plan, and does the units that fall to it.
+
+    Args:
+        output: the shards folder, with the plan in it.
+    """
+
+    type = "mmBERT"
+    name = "stage"
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self.output = output
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Do the share of one task, which no two processes may do at a time."""
+        work = read_plan(self.output)
+        folder = work.folder / "tasks" / f"{self.name}-{rank:05d}"
+        make_folder(folder)
+        lock = hold_run(folder)
+        try:
+            for unit in shares(list(self.units(work)), world_size)[rank]:
+                unit()
+                self.stat_update("units")
+        finally:
+            lock.release()
+
+    def units(self, work: Work) -> Iterator[Unit]:
+        """What the whole stage has to do: of the plan alone, so that all tasks divide the same."""
+        raise NotImplementedError
+
+
+class Partition(Stage):
+    """Read every file of the large streams into its run."""
+
+    name = "partition"
+
+    def units(self, work: Work) -> Iterator[Unit]:
+        for stream in large_streams(work):
+            for volume, plan in enumerate(stream.volumes):
+                for number, file in enumerate(plan.files):
+                    yield file.size, lambda s=stream, v=volume, n=number: write_run(work, s, v, n)  # type: ignore[misc]
+
+
+class MakeRows(Stage):
+    """Make the rows of every bucket; publish the small streams."""
+
+    name = "rows"
+
+    def units(self, work: Work) -> Iterator[Unit]:
+        encode = work.tokenizer.encode_batch
+        for stream in work.streams:
+            if stream.is_small:
+                yield stream.bytes, lambda s=stream: make_small_stream(work, s, encode)  # type: ignore[misc]
+                continue
+            for bucket in range(stream.num_buckets):
+                yield BUCKET_BYTES, lambda s=stream, b=bucket: make_large_bucket(work, s, b, encode)  # type: ignore[misc]
+
+
+class Publish(Stage):
+    """Publish the large streams."""
+
+    name = "publish"
+
+    def units(self, work: Work) -> Iterator[Unit]:
+        for stream in large_streams(work):
+            yield stream.bytes, lambda s=stream: publish_large_stream(work, s)  # type: ignore[misc]
+
+
+STAGES: tuple[type[Stage], ...] = (Partition, MakeRows, Publish)
+
+
+def large_streams(work: Work) -> Iterator[StreamPlan]:
+    """Those of several buckets."""
+    return (stream for stream in work.streams if not stream.is_small)
+
+
+def shares(units: list[Unit], num_tasks: int) -> list[list[Callable[[], None]]]:
+    """The units of each task: the largest first, each to the task that has least to do."""
+    tasks: list[list[Callable[[], None]]] = [[] for _ in range(num_tasks)]
+    loads = [0] * num_tasks
+    for size, unit in sorted(units, key=lambda pair: -pair[0]):
+        task = loads.index(min(loads))
+        tasks[task].append(unit)
+        loads[task] += size
+    return tasks

@@ -1,0 +1,197 @@
+"""What one run of `prepare` has to do, as a plan on disk that all its processes read.
+
+A stream's files are cut into volumes, and a volume into buckets: a document belongs to the bucket that its hash names.
+So a bucket is a random sample of its volume, fits in memory, holds all copies of a document, and becomes one shard. All
+that is decided by the sizes of the files, before they are read; so the result does not depend on who does what when.
+"""
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from data_prep.inputs import InputFile, Inputs, format_of
+from mmbert.atomic import make_folder, remove, write_file
+from mmbert.file_contents import parse_object
+from mmbert.manifest import SPLITS, check_stream, stream_folder
+from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.typed import build
+
+FOLDER = ".prepare"  # in the output folder: the plan, what is half done, and logs
+BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten times that in memory
+VOLUME_BYTES = 32 * 2**30
+EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
+REMEDY = "remove this folder and run the same command again"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all streams of one run share.
+
+    Attributes:
+        output: shards folder.
+        tokenizer: tokenizer folder.
+        row_length: most tokens of a row.
+        heldout_rate: share of the documents that is held out.
+        seed: of the order of rows.
+        text_key: key or column of the text.
+        whole_txt: whether a .txt file is one document.
+        normalise: whether texts are normalised.
+        distinct: whether a document is taken once only.
+    """
+
+    output: str
+    tokenizer: str
+    row_length: int
+    heldout_rate: float = 0.1
+    seed: int = 0
+    text_key: str = "text"
+    whole_txt: bool = False
+    normalise: bool = True
+    distinct: bool = True
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Files that are shuffled together, in buckets `first_bucket` and those after it."""
+
+    files: list[InputFile]
+    num_buckets: int
+    first_bucket: int
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The volumes of a stream."""
+
+    source: str
+    language: str
+    volumes: list[Volume]
+
+    @property
+    def num_buckets(self) -> int:
+        return sum(volume.num_buckets for volume in self.volumes)
+
+    @property
+    def is_small(self) -> bool:
+        """One bucket holds it: it is read straight from its files."""
+        return self.num_buckets == 1
+
+    @property
+    def bytes(self) -> int:
+        """Of its files, as stored."""
+        return sum(file.size for volume in self.volumes for file in volume.files)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The plan of a run: settings, the tokenizer's digest, and the streams that are to be made."""
+
+    settings: Settings
+    tokenizer_digest: str
+    streams: list[StreamPlan] = field(default_factory=list)
+
+    @property
+    def output(self) -> Path:
+        return Path(self.settings.output)
+
+    @property
+    def folder(self) -> Path:
+        return self.output / FOLDER
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The one that was planned with; ValueError if its folder was changed since."""
+        tokenizer = load(self.settings.tokenizer)
+        if tokenizer.digest != self.tokenizer_digest:
+            raise ValueError(f"{tokenizer.folder} was changed while rows were made with it: run the same command again")
+        return tokenizer
+
+    def digest(self, stream: StreamPlan) -> str:
+        """sha256, in hex, of all that decides what the rows of a stream are, but for the bytes of its files."""
+        settings = asdict(self.settings) | {"output": "", "tokenizer": self.tokenizer_digest}
+        return hashlib.sha256(json.dumps([settings, asdict(stream)], sort_keys=True).encode()).hexdigest()
+
+    def staging(self, stream: StreamPlan) -> Path:
+        """Folder of what is half done of a stream, made from these inputs with these settings."""
+        return self.folder / "streams" / stream.source / stream.language / self.digest(stream)[:16]
+
+    def record_path(self, stream: StreamPlan) -> Path:
+        """The file that says how a finished stream was made."""
+        return self.folder / "finished" / stream.source / f"{stream.language}.json"
+
+    def read_record(self, stream: StreamPlan) -> dict[str, Any] | None:
+        """What was written of a stream, if it is finished with these inputs and settings and its files are there."""
+        path = self.record_path(stream)
+        try:
+            record = parse_object(path.read_bytes(), path, REMEDY)
+            if record["digest"] != self.digest(stream):
+                return None
+            for split in SPLITS:
+                folder = stream_folder(self.output, split, stream.source, stream.language)
+                if split in record["splits"]:
+                    check_stream(folder, self.settings.row_length, self.tokenizer_digest, self.tokenizer.vocab_size)
+        except (ValueError, FileNotFoundError):
+            return None
+        return record
+
+
+    def write_record(self, stream: StreamPlan, record: dict[str, Any]) -> None:
+        """Say that a stream is finished. A power cut may lose that: then it is made again."""
+        path = self.record_path(stream)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(record))
+        partial.replace(path)
+
+
+@cache
+def load(folder: str) -> Tokenizer:
+    """A tokenizer, loaded once in a process."""
+    return load_tokenizer(Path(folder))
+
+
+def plan(settings: Settings, inputs: Inputs) -> Work:
+    """Decide volumes and buckets of all streams."""
+    streams = [
+        StreamPlan(source, language, list(volumes_of(files))) for (source, language), files in sorted(inputs.items())
+    ]
+    return Work(settings, load(settings.tokenizer).digest, streams)
+
+
+def volumes_of(files: Sequence[InputFile]) -> Iterator[Volume]:
+    """Cut the files of a stream, in their order, into volumes."""
+    members: list[InputFile] = []
+    size = first = 0
+    for position, file in enumerate(files, start=1):
+        members.append(file)
+        size += text_bytes(file)
+        if position == len(files) or size >= VOLUME_BYTES:
+            volume = Volume(members, max(1, -(-size // BUCKET_BYTES)), first)
+            yield volume
+            members, size, first = [], 0, first + volume.num_buckets
+
+
+def text_bytes(file: InputFile) -> int:
+    """About how much text a file holds."""
+    suffix, compression = format_of(file.path)
+    return file.size * EXPANSION.get(compression or suffix, 1)
+
+
+def write_plan(work: Work) -> None:
+    """Write the plan where `read_plan` finds it, and remove what was half done with other inputs or settings."""
+    make_folder(work.folder)
+    for stream in work.streams:
+        staging = work.staging(stream)
+        for folder in staging.parent.glob("*"):
+            if folder != staging:
+                remove(folder)
+    write_file(work.folder / "plan.json", json.dumps(asdict(work)).encode())
+
+
+def read_plan(output: str) -> Work:
+    """The plan of the run that writes into `output`."""
+    path = Path(output) / FOLDER / "plan.json"
+    return build(Work, parse_object(path.read_bytes(), path, REMEDY))

@@ -1,0 +1,183 @@
+"""Which files hold which language, how each format is read, and how a text is spelled."""
+import gzip
+import json
+from pathlib import Path
+from unicodedata import normalize
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from data_prep.formats import BrokenInputError, read_texts
+from data_prep.inputs import InputFile, find_inputs
+from data_prep.normalise import normalise
+
+TEXTS = ["a\n\u2028b", "", "c, \"d\"\r\n", "ééé ნ 中文"]
+
+
+def write(path: Path, texts: list[str] = TEXTS, key: str = "text") -> InputFile:
+    """Write texts in the format that a file's name says."""
+    formats = {
+        ".jsonl": lambda: "".join(json.dumps({"url": 1, key: text}) + "\n" for text in texts).encode(),
+        ".csv": lambda: "".join(f'{number},"{text.replace(chr(34), 2 * chr(34))}"\r\n' for number, text in
+                                enumerate(["", *texts])).replace('0,""', f"id,{key}", 1).encode(),
+        ".txt": lambda: "\n\n".join(texts).encode(),
+        ".parquet": lambda: parquet(texts, key),
+    }  # fmt: skip
+    suffixes = path.suffixes
+    content = formats[suffixes[0]]()
+    if ".gz" in suffixes:
+        content = gzip.compress(content[:7]) + gzip.compress(content[7:])  # two members, as some tools write them
+    if ".zst" in suffixes:
+        content = zstandard.compress(content[:7]) + zstandard.compress(content[7:])
+    path.write_bytes(content)
+    return InputFile(str(path), len(content), "")
+
+
+def parquet(texts: list[str | None], key: str) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"n": list(range(len(texts))), key: texts}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.csv", "x.csv.zst", "x.parquet"])
+def test_every_format_gives_the_same_texts(tmp_path: Path, name: str):
+    assert list(read_texts(write(tmp_path / name))) == TEXTS
+    assert list(read_texts(write(tmp_path / name, key="content"), "content")) == TEXTS
+
+
+def test_plain_text_is_cut_at_blank_lines_or_not_at_all(tmp_path: Path):
+    file = write(tmp_path / "x.txt", ["a\n\u2028b\r", " \t", "c\n\n\nd"])
+    assert list(read_texts(file)) == ["a\n\u2028b", "c", "d"]
+    [whole] = read_texts(file, whole_txt=True)
+    assert whole.split("\n") == ["a", "\u2028b", "", " \t", "", "c", "", "", "d"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path):
+    for name, content in (("x.txt", b"\xef\xbb\xbfa"), ("x.csv", b"\xef\xbb\xbftext\r\na\r\n")):
+        (tmp_path / name).write_bytes(content)
+        assert list(read_texts(InputFile(str(tmp_path / name), 0, ""))) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("x.txt", b"a\n\xff\xfe", r"x.txt:2 is not UTF-8 \(byte 0 of the line\)"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', "x.jsonl:2 is not valid JSON"),
+        ("x.jsonl", b'{"text": "a"}\n\n{"text": "b"}\n', "x.jsonl:2 is not valid JSON"),
+        ("x.jsonl", b'{"text": "\xff"}', "x.jsonl:1 is not valid JSON"),
+        ("x.jsonl", b'["a"]', "x.jsonl:1 has no text under 'text' .*give --text-key"),
+        ("x.jsonl", b'{"url": 1, "content": "a"}', r"x.jsonl:1 has no text under 'text' \(keys: url, content\)"),
+        ("x.jsonl", b'{"text": 3}', "x.jsonl:1 has no text"),
+        ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl:1 is not valid JSON"),
+        ("x.csv", b"id,content\r\n1,a\r\n", r"x.csv has no column 'text' \(columns: id, content\)"),
+        ("x.csv", b"id,text\r\n1\r\n", "x.csv:2 has another number of fields"),
+        ("x.csv", b"id,text\r\n1,a,b\r\n", "x.csv:2 has another number of fields"),
+        ("x.csv", b'id,text\r\n1,"a', "x.csv:.* is damaged"),
+        ("x.csv", b"id,text\r\n1,\xff\r\n", "x.csv:.* is damaged"),
+        ("x.csv", b"", "x.csv has no column"),
+        ("x.parquet", b"PAR1 no PAR1", "x.parquet is damaged"),
+    ],
+)
+def test_what_is_broken_is_named_with_its_place(tmp_path: Path, name: str, content: bytes, reason: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BrokenInputError, match=reason) as error:
+        list(read_texts(InputFile(str(tmp_path / name), len(content), "")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.csv.zst", "x.parquet"])
+def test_a_file_that_was_cut_off_is_never_taken_for_a_whole_one(tmp_path: Path, name: str):
+    texts = [f"text {number}" for number in range(200)]
+    content = Path(write(tmp_path / name, texts).path).read_bytes()
+    for size in range(1, len(content), 7):
+        (tmp_path / name).write_bytes(content[:size])
+        with pytest.raises(BrokenInputError, match=name):
+            list(read_texts(InputFile(str(tmp_path / name), size, "")))
+
+
+def test_columns_of_other_types_are_no_text(tmp_path: Path):
+    (tmp_path / "x.parquet").write_bytes(parquet(["a", None], "text"))
+    assert list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, ""))) == ["a", ""]
+    with pytest.raises(BrokenInputError, match="no column 'n' of strings"):
+        list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, ""), "n"))
+
+
+# --- inputs --------------------------------------------------------------------------------------------------------
+
+
+def names(inputs: dict) -> dict[str, list[str]]:
+    return {language: [Path(file.path).name for file in files] for (_, language), files in inputs.items()}
+
+
+def test_a_tree_names_its_languages_by_files_and_folders(tmp_path: Path):
+    hidden = (".git/x", "d/.y")
+    for path in ("fao.txt", "fao.jsonl.gz", "lang=isl/a/1.txt", "lang=isl/2.csv", "zh-Hans/x.parquet", *hidden):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    found = find_inputs(str(tmp_path), "web")
+    assert names(found) == {"cmn": ["x.parquet"], "fao": ["fao.jsonl.gz", "fao.txt"], "isl": ["2.csv", "1.txt"]}
+    assert {source for source, _ in found} == {"web"}
+    assert all(file.size == 1 and file.stamp for files in found.values() for file in files)
+
+
+def test_one_language_may_be_a_file_or_a_folder_of_any_names(tmp_path: Path):
+    (tmp_path / "my text.txt").write_bytes(b"x")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c.jsonl").write_bytes(b"x")
+    assert names(find_inputs(str(tmp_path), "web", "fo")) == {"fao": ["c.jsonl", "my text.txt"]}
+    assert names(find_inputs(str(tmp_path / "my text.txt"), "web", "fo")) == {"fao": ["my text.txt"]}
+    with pytest.raises(ValueError, match=r"c.jsonl: .*rename it, or give --language for the whole folder"):
+        find_inputs(str(tmp_path), "web")
+
+
+def test_what_holds_no_text_is_refused(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"--input .*nowhere does not exist"):
+        find_inputs(str(tmp_path / "nowhere"), "web")
+    with pytest.raises(FileNotFoundError, match="holds no file"):
+        find_inputs(str(tmp_path), "web")
+    for name in ("fao.doc", "fao.parquet.gz", "fao"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name} is of no known format"):
+            find_inputs(str(tmp_path), "web")
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"--source '\.\./x'"):
+        find_inputs(str(tmp_path), "../x")
+
+
+def test_any_store_of_fsspec_is_read():
+    with fsspec.open("memory://bucket/fao/a.txt", "wb") as file:
+        file.write(b"a\n\nb")
+    [(stream, [found])] = find_inputs("memory://bucket", "web").items()
+    assert stream == ("web", "fao")
+    assert found.stamp
+    assert list(read_texts(found)) == ["a", "b"]
+
+
+def test_a_changed_file_has_another_stamp(tmp_path: Path):
+    (tmp_path / "fao.txt").write_text("a")
+    before = find_inputs(str(tmp_path), "web")
+    (tmp_path / "fao.txt").write_text("b")
+    assert find_inputs(str(tmp_path), "web") != before
+
+
+# --- spelling ------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_spelled_in_one_way():
+    assert normalise("e\u0301a\r\nb\rc\x00\x07\ufeff\t ") == "éa\nb\nc"
+    assert normalise("\u200cक\u094dष\u200d \u200fa") == "\u200cक\u094dष\u200d \u200fa"
+    assert normalise("e\x00\u0301") == "é"
+    assert normalise("ﬁ ½ Å") == normalize("NFC", "ﬁ ½ Å") == "ﬁ ½ Å"
+
+
+def test_normalising_twice_changes_nothing_more():
+    every = "".join(chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000)
+    once = normalise(every)
+    assert normalise(once) == once
+    assert normalise(every[::-1]) == normalise(normalise(every[::-1]))
