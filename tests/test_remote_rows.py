@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -15,10 +16,12 @@ import pytest
 
 import mmbert.object_store
 import mmbert.remote_rows
+from mmbert.command import local_folder
 from mmbert.config import RunConfig, load_config
 from mmbert.data import Microbatches, PhaseData, build_data, with_later
 from mmbert.heldout import read_heldout
 from mmbert.manifest import Manifest, read_manifest
+from mmbert.plan.phase import plan_phase
 from mmbert.ranks import Ranks
 from mmbert.remote_rows import ROOM, Prefetcher, RemoteRows, length_of_room, locked
 from mmbert.shards import LanguageShards
@@ -46,7 +49,6 @@ def url(store: ObjectStore, corpus: Corpus, tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmbert.object_store, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(mmbert.remote_rows, "WAITS", (0.0, 0.0))
 
 
@@ -143,6 +145,7 @@ def test_a_damaged_object_is_tried_again_then_named(
     shards = opened(remote)
     key = f"{tmp_path.name}/{LAA}/{SHARD}"
     content = store.get(key)
+    monkeypatch.setattr(mmbert.remote_rows, "WAITS", (0.0,) * 100)  # which a server that is gone would get
     for broken in (content[:-1], bytes(len(content)), b""):
         store.put(key, broken)
         with pytest.raises(ValueError, match=f"{url}/{LAA}/{SHARD} arrived damaged, 3 times: {url}/.*upload it again"):
@@ -168,7 +171,6 @@ def test_what_is_missing_or_forbidden_is_named_at_once(
     url: str, store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mmbert.remote_rows, "WAITS", (1e9,))
-    monkeypatch.setattr(mmbert.object_store, "WAITS", (1e9,))
     remote = RemoteRows(url, tmp_path / "cache")
     shards = opened(remote)
     store.delete(f"{tmp_path.name}/{LAA}/{SHARD}")
@@ -461,6 +463,23 @@ def test_held_out_text_is_read_from_a_store(url: str, corpus: Corpus, tmp_path: 
             for folder, store in ((remote.folder, remote), (corpus.shards[64], None))
         )
         assert [ids.tolist() for ids in found.documents] == [ids.tolist() for ids in expected.documents]
+
+
+def test_a_plan_reads_the_manifests_of_a_store(url: str, corpus: Corpus, tmp_path: Path) -> None:
+    local = plan_phase("", phase_config(corpus, tmp_path), None)
+    config = phase_config(corpus, tmp_path, f"data.root={url}", f"data.cache={tmp_path / 'cache'}")
+    plan = plan_phase("", config, None)
+    assert plan.problem == local.problem
+    assert plan.counts is not None
+    assert local.counts is not None
+    assert plan.counts.manifests == local.counts.manifests
+    assert url in plan.counts.origin
+
+
+def test_programs_that_list_a_folder_refuse_a_store() -> None:
+    with pytest.raises(ArgumentTypeError, match="s3://b/x lies in an object store: copy it to a folder first"):
+        local_folder("s3://b/x")
+    assert local_folder("data/rows") == Path("data/rows")
 
 
 def test_a_cache_must_fit_the_root(corpus: Corpus, tmp_path: Path) -> None:

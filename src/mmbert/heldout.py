@@ -92,7 +92,8 @@ def check_heldout(
 
     def check(folder: Path) -> Manifest:
         """A row may have any length here: its documents are scored one by one."""
-        return check_stream(folder, read_manifest(folder).row_length, tokenizer.digest, tokenizer.vocab_size, not remote)
+        row_length = read_manifest(folder).row_length
+        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole=not remote)
 
     return list(remote.open_streams(folders, check) if remote else map(check, folders))
 

@@ -11,6 +11,7 @@ from typing import Any
 from mmbert.atomic import remove
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0, 60.0, 60.0)  # seconds between tries: five minutes
+MOST_DAMAGED = 3  # times that an object may arrive damaged: it is so in the store
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}  # of the local disk; no socket says these
 WITHOUT_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}  # of two clients
 MAY_PASS = {408, 425, 429}  # of HTTP's 4xx: too slow, too early, too many
@@ -33,7 +34,7 @@ def client(scheme: str, process: int) -> Any:
         raise ValueError(f"Streaming cannot read {scheme}...: {error}") from None
 
 
-def download(url: str, target: Path, check: Callable[[], object], waits: Sequence[float] = WAITS) -> None:
+def download(url: str, target: Path, check: Callable[[], object], waits: Sequence[float]) -> None:
     """Get an object into the new file `target`.
 
     Args:
@@ -52,9 +53,10 @@ def download(url: str, target: Path, check: Callable[[], object], waits: Sequenc
             return
         except Exception as error:  # of any store's client
             remove(target)
-            if wait is None or is_final(error):
+            is_damaged = isinstance(error, ValueError)  # of `check`
+            if wait is None or is_final(error) or (is_damaged and tries == MOST_DAMAGED):
                 raise refusal(url, target, error, tries) from None
-            log.warning("%s: %s; again in %g s", url, reason(error), wait)
+            log.warning("%s: %s; again in %g s", url, reason(error).replace(str(target), url), wait)
             time.sleep(wait)
 
 

@@ -128,7 +128,7 @@ class RemoteRows:
         path = folder / "manifest.json"
         if not path.is_file() or path.stat().st_mtime_ns < asked:
             with partial_folder(path) as partial:
-                download(self.url_of(path), partial / path.name, lambda: read_manifest(partial))
+                download(self.url_of(path), partial / path.name, lambda: read_manifest(partial), WAITS)
                 (partial / path.name).replace(path)
 
     def check_limit(self, manifests: Iterable[Manifest]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmbert.ledger_audit import audit
 from tests.conftest import Corpus, Finished
 from tests.faults.bad_files import sign
 from tests.faults.oracle import check_same_end, processes_of
@@ -23,10 +24,8 @@ def remote(url: str, folder: Path, limit: str = "1GB", workers: int = 2) -> list
 
 def without_waiting() -> None:
     """What fails is not tried again."""
-    import mmbert.object_store
     import mmbert.remote_rows
 
-    replace(mmbert.object_store, "WAITS", ())
     replace(mmbert.remote_rows, "WAITS", ())
 
 
@@ -47,7 +46,12 @@ def test_a_run_from_a_store_has_the_bits_of_one_from_a_folder_also_after_a_kill_
     assert {step["step"]: step["loss"] for step in outcome.steps} == {
         step["step"]: step["loss"] for step in outcomes["phase1"].steps
     }
-    check_same_end(tmp_path / "it" / "runs" / "phase1", folder / "runs" / "phase1")
+    check_same_end(run := tmp_path / "it" / "runs" / "phase1", folder / "runs" / "phase1")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        assert not audit(run).faults
+    assert not audit(run, str(shards)).faults
 
 
 @pytest.mark.fault(23)
