@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmbert.ledger_audit import audit
+from mmbert.manifest import read_manifest
 from tests.conftest import Corpus, Finished
 from tests.faults.bad_files import sign
 from tests.faults.oracle import check_same_end, processes_of
@@ -84,7 +85,7 @@ def test_shards_that_change_in_the_store_under_a_run_are_refused_at_its_restart(
     started = partial(train, arguments, tmp_path / "x.jsonl", environment=store.environment)
     assert started(kill_at=15).exit_code == -signal.SIGKILL
     changed = Path(shutil.copytree(corpus.shards[64] / "train" / "invented" / "laa", tmp_path / "laa"))
-    sign(changed, inputs="0" * 64)
+    sign(changed, documents=read_manifest(changed).documents + 1)
     store.put("changed/train/invented/laa/manifest.json", (changed / "manifest.json").read_bytes())
     outcome = started()
     assert outcome.exit_code == 1
