@@ -40,14 +40,14 @@ class Validation(Callback):
         Raises:
             ValueError: on all ranks, where any cannot read it.
         """
-        config, phase = self.config.validation, self.phase
-        if config is None:
+        phase = self.phase
+        if self.config.validation is None:
             return
         error: Exception | None = None
         try:
             most_tokens = self.config.device_train_microbatch_size * self.config.max_seq_len
             self.heldout = HeldoutSet.read(
-                config, phase.heldout, phase.tokenizer, self.ranks, microbatches(phase), most_tokens
+                self.config, phase.heldout, phase.tokenizer, self.ranks, microbatches(phase), most_tokens
             )
         except (OSError, ValueError) as caught:
             error = caught

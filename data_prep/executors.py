@@ -15,7 +15,7 @@ from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from tqdm import tqdm
 
-from data_prep.steps import STAGES, Stage
+from data_prep.steps import STAGES, Stage, codec_of
 from data_prep.work import Work
 from mmbert.processes import die_with_parent
 
@@ -84,6 +84,8 @@ def begin(parent: int) -> None:
 
 def run_locally(work: Work, workers: int) -> None:
     """All stages, one after the other."""
+    if work.streams:
+        codec_of(work)  # what takes seconds to make is made once: the workers are copies of this process
     for stage in STAGES:
         number = sum(1 for _ in stage(str(work.output)).units(work))
         if number:

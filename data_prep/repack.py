@@ -20,7 +20,7 @@ from data_prep.totals import totals_table
 from data_prep.verify import find_streams
 from data_prep.work import FOLDER
 from mmbert.atomic import make_folder, partial_folder, publish_folder
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import Manifest, ShardRecord, check_stream, read_manifest, stream_folder, write_manifest
 from mmbert.packing import check_row_length
 from mmbert.run_lock import hold_run
@@ -80,7 +80,7 @@ def repack_all(folders: Sequence[Path], output: Path, row_length: int, workers: 
 @errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make rows of another length from finished rows.")
-    parser.add_argument("--input", type=Path, required=True, help="shards folder, made by data_prep.prepare")
+    parser.add_argument("--input", type=local_folder, required=True, help="shards folder, made by data_prep.prepare")
     parser.add_argument("--output", type=Path, required=True, help="shards folder to make")
     parser.add_argument("--row-length", type=int, required=True, help="most tokens in a row")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")

@@ -84,7 +84,9 @@ def codec_of(work: Work) -> Codec:
 @cache
 def text_codec(tokenizer: Tokenizer, backend: Backend) -> Text:
     """Made once in a process, for that takes seconds."""
-    return Text(encoder(tokenizer, backend))
+    encode = encoder(tokenizer, backend)
+    print(f"encoded by {encode.description}")
+    return Text(encode)
 
 
 class Publish(Stage):

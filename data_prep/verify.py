@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_prep.pieces import read_documents
 from data_prep.totals import totals_table
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import REMEDY, SPLITS, Manifest, check_stream, read_manifest
 from mmbert.shards import LanguageShards
 
@@ -55,7 +55,7 @@ def find_mixture(manifests: list[Manifest]) -> str:
 @errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check every byte and every row of a shards folder.")
-    parser.add_argument("root", type=Path, help="shards folder, made by data_prep.prepare")
+    parser.add_argument("root", type=local_folder, help="shards folder, made by data_prep.prepare")
     root = parser.parse_args().root
     manifests, faults = [], []
     for folder in tqdm(find_streams(root), unit="stream", disable=None):

@@ -8,8 +8,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"schedules", "mixture", "row_order", "masking", "packing", "spikes", "head_chunks", "fixed_masks"}
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
-    {"config", "typed", "flops", "device_peaks", "clock", "streams", "identity", "languages", "page_style"},
-    {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "heldout", "checkpoint_files"},
+    {"config", "data_config", "typed", "flops", "device_peaks", "clock", "streams", "identity", "languages"}
+    | {"page_style"},
+    {"model", "attention", "linear_cross_entropy", "tokenizer", "manifest", "shards", "heldout", "checkpoint_files"}
+    | {"object_store", "remote_rows"},
     {"trainer", "mlm", "optim", "data", "ranks", "checkpoint", "ledger", "ledger_lines", "ledger_audit", "scores"}
     | {"validation", "loggers", "finished"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}

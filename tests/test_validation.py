@@ -173,10 +173,9 @@ def test_two_ranks_validate_each_document_once(corpus: Corpus, whole: Path, tmp_
 
 def heldout_of(corpus: Corpus, folder: Path, rank: int, world_size: int, *overrides: str) -> HeldoutSet:
     config = load_config(prepare(folder / str(rank), corpus), [validated(corpus), *overrides])
-    assert config.validation is not None
     tokenizer = load_tokenizer(corpus.tokenizer)
     manifests = check_validation(config, tokenizer)
-    return HeldoutSet.read(config.validation, manifests, tokenizer, Ranks(rank, world_size, None), Microbatches(), 150)
+    return HeldoutSet.read(config, manifests, tokenizer, Ranks(rank, world_size, None), Microbatches(), 150)
 
 
 def test_ranks_share_the_documents_and_know_all_of_the_text(corpus: Corpus, tmp_path: Path) -> None:

@@ -6,39 +6,27 @@ comes last. Whatever does not fit the types below is refused with its path and t
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmbert.schedules import Schedule
-from mmbert.typed import build, convert_with
+from mmbert.data_config import DataConfig, ScheduleOf, check_data
+from mmbert.typed import build, convert_with, whole_number
 
 UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
 
 
 def parse_tokens(value: Any) -> int:
     """A number of tokens: 4096, 1e9, or with a unit as the paper writes it, `600B` or `2.3T`."""
-    text = str(value).strip()
-    power = UNITS.get(text[-1:].upper(), 0)
-    try:
-        tokens = Decimal(text[:-1] if power else text).scaleb(power)
-    except InvalidOperation:
-        tokens = Decimal(-1)
-    if isinstance(value, bool) or not tokens.is_finite() or tokens < 0 or tokens != tokens.to_integral_value():
+    tokens = whole_number(value, UNITS)
+    if tokens is None:
         raise ValueError(f"{value!r} is no number of tokens; write 4096, 1e9, 600M or 2.3T")
-    return int(tokens)
-
-
-def parse_schedule(value: Any) -> Any:
-    """A bare number is a constant schedule."""
-    return {"start": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return tokens
 
 
 Tokens = Annotated[int, convert_with(parse_tokens)]
-ScheduleOf = Annotated[Schedule, convert_with(parse_schedule)]
 
 
 @dataclass(frozen=True)
@@ -69,47 +57,6 @@ class ModelConfig:
             )
         if self.local_attention < 2 or self.local_attention % 2:
             raise ValueError(f"local_attention = {self.local_attention} must be even: half of it lies on each side")
-
-
-@dataclass(frozen=True)
-class GroupConfig:
-    """One row of a phase's mixture table: some languages of one source.
-
-    Attributes:
-        source: folder of the source below `data.root/train`.
-        languages: codes; an entry that ends in `.txt` is a file with one code a line.
-        share: fraction of the phase's tokens that the group gets.
-        tau: within the group, tokens of a language are proportional to (tokens it has)^tau.
-        max_repeats: most times that any language of the group may be seen in the phase; the rest of the group
-            takes what this frees.
-        floor: least fraction of the group's tokens that each of its languages gets; the rest of the group gives it.
-    """
-
-    source: str
-    languages: list[str]
-    share: float
-    tau: ScheduleOf = field(default_factory=lambda: Schedule(1.0))
-    max_repeats: float | None = None
-    floor: float | None = None
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the rows are and how they are mixed.
-
-    Attributes:
-        period_rows: rows between two looks at tau's schedule; within them the mixture is constant and shuffled.
-        num_workers: loader processes of each rank; their number changes nothing but speed.
-    """
-
-    root: str
-    mixture: dict[str, GroupConfig | None]
-    period_rows: int
-    num_workers: int = 2
-
-    def groups(self) -> dict[str, GroupConfig]:
-        """The mixture without the groups that a YAML switched off with `null`."""
-        return {name: group for name, group in self.mixture.items() if group is not None}
 
 
 @dataclass(frozen=True)
@@ -165,7 +112,7 @@ class ValidationConfig:
     """Held-out bits per byte every `interval` tokens and at the end, under the same masks in all phases.
 
     Attributes:
-        root: folder of the shards whose held-out split is read; phases with the same one compare.
+        root: place of the shards whose held-out split is read, as `data.root`; phases with the same one compare.
         source: folder of the source below `root/heldout`.
         languages: codes; an entry that ends in `.txt` is a file with one code a line.
         rows: the first so many of each language; None for all of them.
@@ -277,16 +224,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         ValueError: names the key, the value and the remedy.
     """
-    groups = config.data.groups()
-    for name, group in groups.items():
-        if min(group.tau.values()) < 0:
-            raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
-        if group.floor is not None and not 0.0 < group.floor <= 1.0:
-            raise ValueError(f"data.mixture.{name}.floor = {group.floor:g} must lie above 0 and not above 1")
-    total = sum(group.share for group in groups.values())
-    if abs(total - 1.0) > 1e-6:
-        shares = " + ".join(f"{name} {group.share:g}" for name, group in groups.items())
-        raise ValueError(f"data.mixture: the shares sum to {total:g}, not 1: {shares}")
+    check_data(config.data, config.validation.root if config.validation else None)
     if any(not 0.0 < rate < 1.0 for rate in config.mask_rate.values()):
         raise ValueError(f"mask_rate = {config.mask_rate.values()} must lie between 0 and 1")
     if config.max_seq_len > config.model.max_position_embeddings:
@@ -297,11 +235,6 @@ def check_run(config: RunConfig) -> None:
     lasting = config.learning_rate.warmup + config.learning_rate.decay
     if lasting > config.duration:
         raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {config.duration}")
-    if "://" in config.data.root:
-        raise ValueError(
-            f"data.root = {config.data.root} is no folder: rows are read from local or mounted disks; copy them there "
-            "first, with the store's own tool"
-        )
 
 
 def check_limits(config: RunConfig) -> None:

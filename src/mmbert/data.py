@@ -2,9 +2,12 @@
 
 A batch is one flat stream of T tokens, no padding between documents. B rows, N documents, M masked tokens.
 """
+import logging
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
@@ -24,6 +27,7 @@ from mmbert.mixture import Group, Integers, Plan
 from mmbert.packing import Rows
 from mmbert.processes import die_with_parent
 from mmbert.ranks import Ranks
+from mmbert.remote_rows import RemoteRows
 from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
 from mmbert.shards import LanguageShards
@@ -32,8 +36,12 @@ from mmbert.streams import mixture_streams
 from mmbert.tokenizer import Tokenizer
 from mmbert.watchdog import dump_on_request
 
+log = logging.getLogger(__name__)
+
 Batch = dict[str, Any]
 Place = tuple[int, int, int]  # position in the phase, stream, row in the stream
+Planned = tuple[list[Place], list[Place]]  # of a batch, and of later ones, whose shards should be fetched
+AHEAD = 32  # batches between the one that is read and the last one whose shards are fetched
 
 
 @dataclass(frozen=True)
@@ -44,35 +52,47 @@ class PhaseData:
         names: `source/language` of each stream.
         folders, manifests: in the same order.
         groups: the mixture table over indices of `names`.
+        remote: where the shards come from, if not from the folders alone.
     """
 
     names: tuple[str, ...]
     folders: tuple[Path, ...]
     manifests: tuple[Manifest, ...]
     groups: tuple[Group, ...]
+    remote: RemoteRows | None = None
 
     @classmethod
     def open(cls, config: RunConfig, tokenizer: Tokenizer) -> "PhaseData":
         """Find and check every stream of the mixture.
 
         Raises:
-            FileNotFoundError, ValueError: a stream is missing, empty, listed twice, or was made with another tokenizer
-                or row length.
+            OSError, ValueError: a stream is missing, empty, listed twice, or was made with another tokenizer or row
+                length; or the object store cannot be read.
         """
         streams, groups = mixture_streams(config)
-        root = Path(config.data.root)
+        remote = RemoteRows.at(config.data.root, config.data)
+        root = remote.folder if remote else Path(config.data.root)
         folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
-        manifests = tuple(
-            check_stream(folder, config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
-            for folder in folders
-        )
-        return cls(tuple(map("/".join, streams)), folders, manifests, groups)
+        facts = (config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
+        if remote:
+            manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, is_whole=False))
+        else:
+            manifests = tuple(check_stream(folder, *facts) for folder in folders)
+        return cls(tuple(map("/".join, streams)), folders, manifests, groups, remote)
 
     def plan(self, config: RunConfig) -> Plan:
         """The rows that every stream gives in every period of the phase."""
         rows = np.array([manifest.rows for manifest in self.manifests], dtype=np.int64)
         tokens = np.array([manifest.tokens for manifest in self.manifests], dtype=np.int64)
         return Plan(self.groups, rows, tokens, config.duration, config.data.period_rows)
+
+    def bytes_of_period(self, plan: Plan) -> int:
+        """About how much the shards hold that the first period reads: a part of each stream, in whole shards."""
+        period = next(plan.periods())
+        read = (period.last - period.first) / [manifest.rows for manifest in self.manifests]  # (S,) passes
+        sizes = [[record.bytes for record in manifest.shards.values()] for manifest in self.manifests]
+        whole, largest = np.array([sum(each) for each in sizes]), np.array([max(each) for each in sizes])
+        return int(np.where(read > 0, np.minimum(whole, read * whole + largest), 0).sum())
 
     def row_order(self, config: RunConfig) -> RowOrder:
         """The order of the whole phase."""
@@ -96,8 +116,10 @@ class PackedRows(Dataset):
     def __init__(self, shards: LanguageShards) -> None:
         self.shards = shards
 
-    def __getitems__(self, places: list[Place]) -> Batch | Exception:
+    def __getitems__(self, planned: Planned) -> Batch | Exception:
+        places, later = planned
         try:
+            self.shards.fetch((place[1:] for place in places), (place[1:] for place in later))
             return lay_end_to_end(places, self.shards.rows([place[1:] for place in places]))
         except (ValueError, OSError) as error:
             return error
@@ -123,13 +145,27 @@ def lay_end_to_end(places: Sequence[Place], rows: Rows) -> Batch:
 
 
 class PlannedBatches(Sampler):
-    """This rank's places of every batch, from a position of the phase on; without end."""
+    """This rank's places of every batch, from a position of the phase on; without end. See `with_later`."""
 
-    def __init__(self, order: RowOrder, sizes: BatchSizes, start: int, ranks: Ranks) -> None:
-        self.order, self.sizes, self.start, self.ranks = order, sizes, start, ranks
+    def __init__(self, order: RowOrder, sizes: BatchSizes, start: int, ranks: Ranks, ahead: int = 0) -> None:
+        self.order, self.sizes, self.start, self.ranks, self.ahead = order, sizes, start, ranks, ahead
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        return self.order.batches(self.start, self.sizes, self.ranks.rank, self.ranks.world_size)
+    def __iter__(self) -> Iterator[Planned]:
+        batches = self.order.batches(self.start, self.sizes, self.ranks.rank, self.ranks.world_size)
+        return with_later(batches, self.ahead)
+
+
+def with_later(batches: Iterator[list[Place]], ahead: int) -> Iterator[Planned]:
+    """Each batch with the places of those up to `ahead` after it that no batch before it came with.
+
+    In the beginning it comes with two of them, so that the first need not wait for the shards of all.
+    """
+    coming = deque[list[Place]]()
+    while True:
+        batch = coming.popleft() if coming else next(batches)
+        new = list(islice(batches, min(2, ahead - len(coming))))
+        coming.extend(new)
+        yield batch, [place for later in new for place in later]
 
 
 class RankBatches:
@@ -294,9 +330,19 @@ def build_data(
     config: RunConfig, data: PhaseData, start: int, ranks: Ranks, microbatches: Microbatches
 ) -> DataSpec:
     """The training batches of this rank from row `start` of the phase on, as Composer takes them."""
+    if data.remote and data.remote.limit and ranks.is_first:
+        needed = data.bytes_of_period(data.plan(config))
+        if needed > data.remote.limit:
+            log.warning(
+                "data.cache_limit holds %.1f GB, and the shards of a period of %s rows are about %.1f GB: they will be "
+                "fetched several times; raise it, or lower data.period_rows before the phase begins",
+                data.remote.limit / 1e9, f"{config.data.period_rows:,}", needed / 1e9,
+            )  # fmt: skip
     loader = DataLoader(
-        PackedRows(LanguageShards(data.folders, data.manifests)),
-        batch_sampler=PlannedBatches(data.row_order(config), batch_sizes(config), start, ranks),
+        PackedRows(LanguageShards(data.folders, data.manifests, data.remote)),
+        batch_sampler=PlannedBatches(
+            data.row_order(config), batch_sizes(config), start, ranks, ahead=AHEAD if data.remote else 0
+        ),
         collate_fn=as_it_is,
         num_workers=config.data.num_workers,
         worker_init_fn=start_worker,

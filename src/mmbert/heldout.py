@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmbert.fixed_masks import fixed_mask, mask_key, maskable_positions
 from mmbert.manifest import Manifest, check_stream, list_languages, read_manifest, stream_folder
 from mmbert.packing import TokenIds
+from mmbert.remote_rows import RemoteRows
 from mmbert.shards import LanguageShards
 from mmbert.tokenizer import Tokenizer
 
@@ -68,12 +69,17 @@ class MaskedDocument:
 
 
 def check_heldout(
-    shards: Path, source: str, tokenizer: Tokenizer, languages: Sequence[str] | None = None
+    shards: Path,
+    source: str,
+    tokenizer: Tokenizer,
+    languages: Sequence[str] | None = None,
+    remote: RemoteRows | None = None,
 ) -> list[Manifest]:
     """Manifest of every held-out language of `source`, its files checked.
 
     Args:
         languages: those that are wanted; None for all that are there.
+        remote: where the shards come from, if `shards` is its folder; it cannot tell what languages are there.
 
     Raises:
         FileNotFoundError, ValueError: there is no language, or one is damaged or has tokens of another tokenizer than
@@ -83,14 +89,18 @@ def check_heldout(
     if not languages:
         raise ValueError(f"{shards / 'heldout' / source} is empty; prepare the data, or fix --shards or --source")
     folders = [stream_folder(shards, "heldout", source, language) for language in languages]
-    return [
-        # A row may have any length here: its documents are scored one by one.
-        check_stream(folder, read_manifest(folder).row_length, tokenizer.digest, tokenizer.vocab_size)
-        for folder in folders
-    ]
+
+    def check(folder: Path) -> Manifest:
+        """A row may have any length here: its documents are scored one by one."""
+        row_length = read_manifest(folder).row_length
+        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole=not remote)
+
+    return list(remote.open_streams(folders, check) if remote else map(check, folders))
 
 
-def read_heldout(shards: Path, manifest: Manifest, most_rows: int | None = None) -> HeldoutLanguage:
+def read_heldout(
+    shards: Path, manifest: Manifest, most_rows: int | None = None, remote: RemoteRows | None = None
+) -> HeldoutLanguage:
     """Read the documents of one held-out language.
 
     Args:
@@ -101,7 +111,7 @@ def read_heldout(shards: Path, manifest: Manifest, most_rows: int | None = None)
     """
     folder = stream_folder(shards, manifest.split, manifest.source, manifest.language)
     num_rows = manifest.rows if most_rows is None else min(most_rows, manifest.rows)
-    rows = LanguageShards([folder], [manifest]).rows([(0, number) for number in range(num_rows)])
+    rows = LanguageShards([folder], [manifest], remote).rows([(0, number) for number in range(num_rows)])
     documents = split_row(rows.input_ids, rows.lengths)
     num_tokens = sum(len(ids) for ids in documents)
     return HeldoutLanguage(manifest.language, documents, round(manifest.text_bytes * num_tokens / manifest.tokens))

@@ -13,6 +13,8 @@ MAY_CHANGE = {
     "validation",
     "checkpoint",
     "data.root",
+    "data.cache",
+    "data.cache_limit",
     "data.num_workers",
     "max_minutes",
     "hang_minutes",

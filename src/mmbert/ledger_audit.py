@@ -81,7 +81,7 @@ class Planned:
         """
         config, state = saved.config, saved.state
         if data_root is not None:
-            config = replace(config, data=replace(config.data, root=data_root))
+            config = replace(config, data=config.data.moved_to(data_root), validation=None)
         data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
         for name, digest in data.digests().items():
             if state["identity"].get(f"shards.{name}") != digest:

@@ -156,7 +156,9 @@ def shard_records(folder: Path) -> dict[str, ShardRecord]:
     return {path.name: ShardRecord(sha256_of(path), path.stat().st_size, rows[path]) for path in rows}
 
 
-def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int) -> Manifest:
+def check_stream(
+    folder: Path, row_length: int, tokenizer_digest: str, vocab_size: int, is_whole: bool = True
+) -> Manifest:
     """The cheap check before training: right folder, right tokenizer, complete files. Reads no shard.
 
     Args:
@@ -164,6 +166,8 @@ def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_siz
         row_length: most token ids that the run allows in a row.
         tokenizer_digest: `Tokenizer.digest` of the run's tokenizer.
         vocab_size: its vocabulary.
+        is_whole: whether index and shards must be there; of an object store the index is not needed, and shards are
+            checked when they come.
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
@@ -184,9 +188,14 @@ def check_stream(folder: Path, row_length: int, tokenizer_digest: str, vocab_siz
         )
     if not 1 <= manifest.rows < manifest.tokens <= manifest.rows * row_length:
         raise ValueError(f"{path}: {manifest.tokens} tokens in {manifest.rows} rows of at most {row_length}; {REMEDY}")
-    _check_index(folder, manifest)
+    if sum(record.rows for record in manifest.shards.values()) != manifest.rows:
+        raise ValueError(f"{path}: the rows of its shards are not {manifest.rows}; {REMEDY}")
+    if is_whole:
+        _check_index(folder, manifest)
     for name, record in manifest.shards.items():
-        _check_shard_file(folder, name, record)
+        _check_name(folder, name)
+        if is_whole:
+            _check_shard_file(folder, name, record)
     return manifest
 
 
@@ -199,6 +208,7 @@ def check_shard(folder: Path, name: str, record: ShardRecord) -> None:
         FileNotFoundError: it is missing.
         ValueError: it is not the file that was written.
     """
+    _check_name(folder, name)
     _check_shard_file(folder, name, record)
     path = folder / name
     with path.open("rb") as file:
@@ -230,14 +240,17 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
         if found != COLUMNS or any(zipped):
             raise ValueError(f"{path}: columns {found}, must be {COLUMNS}, uncompressed; {REMEDY}")
     expected = [(name, record.bytes, record.rows) for name, record in manifest.shards.items()]
-    if listed != expected or sum(record.rows for record in manifest.shards.values()) != manifest.rows:
+    if listed != expected:
         raise ValueError(f"{path} and manifest.json disagree on shards or rows; {REMEDY}")
+
+
+def _check_name(folder: Path, name: str) -> None:
+    if not BASENAME.fullmatch(name) or (folder / name).resolve().parent != folder.resolve():
+        raise ValueError(f"{folder / 'index.json'}: shard {name!r} is no plain file in this folder; {REMEDY}")
 
 
 def _check_shard_file(folder: Path, name: str, record: ShardRecord) -> None:
     path = folder / name
-    if not BASENAME.fullmatch(name) or path.resolve().parent != folder.resolve():
-        raise ValueError(f"{folder / 'index.json'}: shard {name!r} is no plain file in this folder; {REMEDY}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {REMEDY}")
     if path.stat().st_size != record.bytes:

@@ -9,13 +9,15 @@ import resource
 import struct
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from mmbert.manifest import REMEDY, Manifest, check_shard
+from mmbert.manifest import REMEDY, Manifest, ShardRecord, check_shard
 from mmbert.packing import WRAPPER_TOKENS, Row, Rows
+from mmbert.remote_rows import THREADS, Prefetcher, RemoteRows
 
 PAIR = struct.Struct("<II")
 ID, LENGTH = np.dtype(np.uint32), np.dtype(np.uint16)
@@ -29,16 +31,23 @@ class LanguageShards:
     shards that it reads `most_open()` stay open, for opening a file costs as much as all else that is done for a row;
     of more, the one opened first is closed.
 
+    Args:
+        remote: where the shards come from, if the folders hold some of an object store's; any may go away again.
+
     Raises:
         ValueError: the streams are not of one tokenizer and row length.
     """
 
-    def __init__(self, folders: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], manifests: Sequence[Manifest], remote: RemoteRows | None = None
+    ) -> None:
         kinds = {(m.row_length, m.vocab_size, m.bos_token_id, m.eos_token_id) for m in manifests}
         if len(kinds) > 1:
             raise ValueError(f"streams of several row lengths or tokenizers: {sorted(kinds)}; train on one kind")
-        self.folders, self.manifests = folders, manifests
+        self.folders, self.manifests, self.remote = folders, manifests, remote
+        self.ahead = Prefetcher(remote) if remote else None
         self.ends = [np.cumsum([shard.rows for shard in m.shards.values()]).tolist() for m in manifests]
+        self.names = [list(m.shards) for m in manifests]
         self.paths: dict[tuple[int, int], str] = {}  # of the shards that were checked
         self.files: dict[str, int] = {}  # path -> descriptor, in the order in which they were opened
         self.most_open = most_open()
@@ -66,32 +75,80 @@ class LanguageShards:
 
     def check(self, stream: int, shard: int) -> str:
         """Read a whole shard and compare it with its manifest; its path. Raises as `rows` does."""
-        folder, records = self.folders[stream], self.manifests[stream].shards
-        name = list(records)[shard]
+        folder, name, record = self._file(stream, shard)
         path = str(folder / name)
         try:
-            check_shard(folder, name, records[name])
+            if self.remote:
+                self._keep(path, self.remote.open(folder, name, record))
+            else:
+                check_shard(folder, name, record)
         except OSError as error:
             raise unreadable(path, error) if error.errno else error from None
         self.paths[stream, shard] = path
         return path
+
+    def fetch(self, wanted: Iterable[tuple[int, int]], later: Iterable[tuple[int, int]] = ()) -> None:
+        """Have the shards of some rows here, all at a time, and begin to fetch those of later ones.
+
+        Local shards are here.
+
+        Raises:
+            OSError, ValueError: one cannot be had, or is not what was written; names its URL.
+        """
+        if self.remote is None or self.ahead is None:
+            return
+        for path in [path for path, file in self.files.items() if os.fstat(file).st_nlink == 0]:
+            os.close(self.files.pop(path))  # it was evicted, and takes space as long as it is open
+        missing = [shard for shard in self._shards_of(wanted) if not self._is_here(shard)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            opened = pool.map(self.remote.open, *zip(*(self._file(*shard) for shard in missing), strict=True))
+            for shard, file in zip(missing, opened, strict=True):
+                folder, name, _ = self._file(*shard)
+                self.paths[shard] = str(folder / name)
+                self._keep(self.paths[shard], file)
+        self.ahead.ask(self._file(*shard) for shard in self._shards_of(later))
 
     def _read(self, stream: int, number: int) -> Sample:
         path, within = self._place(stream, number)
         try:
             file = self.files.get(path)
             return read_sample(self._open(path) if file is None else file, within)
+        except FileNotFoundError as error:
+            if self.remote is None:
+                raise unreadable(path, error) from None
         except OSError as error:
             raise unreadable(path, error) from None
         except Exception as error:  # garbage may raise anything
             raise ValueError(f"{path} row {within}: cannot be decoded ({error}); {REMEDY}") from None
+        self.check(stream, bisect_right(self.ends[stream], number))  # it was evicted; now it is open
+        return self._read(stream, number)
 
     def _open(self, path: str) -> int:
         """Descriptor of a shard that is not open."""
+        self._keep(path, os.open(path, os.O_RDONLY))
+        return self.files[path]
+
+    def _keep(self, path: str, file: int) -> None:
+        """Have a shard open under this descriptor."""
+        if path in self.files:
+            os.close(self.files.pop(path))
         while len(self.files) >= self.most_open:
             os.close(self.files.pop(next(iter(self.files))))
-        self.files[path] = os.open(path, os.O_RDONLY)
-        return self.files[path]
+        self.files[path] = file
+
+    def _file(self, stream: int, shard: int) -> tuple[Path, str, ShardRecord]:
+        """Folder, name and record of a shard."""
+        name = self.names[stream][shard]
+        return self.folders[stream], name, self.manifests[stream].shards[name]
+
+    def _shards_of(self, rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Stream and shard of some rows, each once, in the order of the rows."""
+        return list(dict.fromkeys((stream, bisect_right(self.ends[stream], number)) for stream, number in rows))
+
+    def _is_here(self, shard: tuple[int, int]) -> bool:
+        """Whether this process has checked it, and it was not evicted since."""
+        path = self.paths.get(shard)
+        return path is not None and (path in self.files or os.path.exists(path))
 
     def _place(self, stream: int, number: int) -> tuple[str, int]:
         """Path of the checked shard that holds a row, and the row's number in it."""

@@ -1,7 +1,8 @@
 """Plain values (dicts, lists, numbers, strings) -> frozen dataclasses, strictly."""
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,18 @@ class convert_with:  # noqa: N801 (reads as a word in a type: Annotated[int, con
 
     def __init__(self, convert: Callable[[Any], Any]) -> None:
         self.convert = convert
+
+
+def whole_number(value: Any, units: Mapping[str, int]) -> int | None:
+    """A whole number, not negative: 4096, 1e9, or with a unit, which stands for a power of ten; None if it is none."""
+    text = str(value).strip().upper()
+    unit = next((unit for unit in units if text.endswith(unit)), "")
+    try:
+        number = Decimal(text.removesuffix(unit)).scaleb(units.get(unit, 0))
+    except InvalidOperation:
+        return None
+    is_whole = number.is_finite() and number >= 0 and number == number.to_integral_value()
+    return int(number) if is_whole and not isinstance(value, bool) else None
 
 
 def build(cls: type[T], value: Any, path: str = "") -> T:

@@ -3,12 +3,14 @@
 S languages. A rank has some of the documents of all of them.
 """
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mmbert.config import RunConfig, ValidationConfig
+from mmbert.config import RunConfig
 from mmbert.data import Batch, Microbatches
 from mmbert.heldout import (
     MaskedDocument,
@@ -22,6 +24,7 @@ from mmbert.heldout import (
 from mmbert.manifest import Manifest
 from mmbert.mixture import Integers
 from mmbert.ranks import Ranks
+from mmbert.remote_rows import THREADS, RemoteRows
 from mmbert.scores import to_scores
 from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer
@@ -49,14 +52,15 @@ def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest,
     """Manifest of every language to validate, its files checked; none where the configuration has no validation.
 
     Raises:
-        FileNotFoundError, ValueError: one is missing, damaged, of another tokenizer, or of longer rows than the run's.
+        ValueError: one is missing, damaged, of another tokenizer, or of longer rows than the run's, or cannot be had.
     """
     if (validation := config.validation) is None:
         return ()
     languages = read_languages(validation.languages, "validation")
     try:
-        manifests = check_heldout(Path(validation.root), validation.source, tokenizer, languages)
-    except (FileNotFoundError, ValueError) as error:
+        folder, remote = place_of(config)
+        manifests = check_heldout(folder, validation.source, tokenizer, languages, remote)
+    except (OSError, ValueError) as error:
         raise ValueError(f"validation: {error}") from None
     longest = max(manifest.row_length for manifest in manifests)
     if longest > config.max_seq_len:
@@ -65,6 +69,13 @@ def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest,
             f"{config.max_seq_len}: name shards whose rows are no longer"
         )
     return tuple(manifests)
+
+
+def place_of(config: RunConfig) -> tuple[Path, RemoteRows | None]:
+    """The local root of the validation's shards, and where they come from, if not from there alone."""
+    assert config.validation is not None
+    remote = RemoteRows.at(config.validation.root, config.data)
+    return remote.folder if remote else Path(config.validation.root), remote
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class HeldoutSet:
 
     @classmethod
     def read(
-        cls, config: ValidationConfig, manifests: Sequence[Manifest], tokenizer: Tokenizer, ranks: Ranks,
+        cls, config: RunConfig, manifests: Sequence[Manifest], tokenizer: Tokenizer, ranks: Ranks,
         microbatches: Microbatches, most_tokens: int,
     ) -> "HeldoutSet":  # fmt: skip
         """Read the languages, and mask every n-th document on each of n ranks.
@@ -95,7 +106,11 @@ class HeldoutSet:
         Raises:
             OSError, ValueError: a shard cannot be read, or is not what was written.
         """
-        languages = [read_heldout(Path(config.root), manifest, config.rows) for manifest in manifests]
+        assert config.validation is not None
+        (folder, remote), most_rows = place_of(config), config.validation.rows
+        with ThreadPoolExecutor(THREADS if remote else 1) as pool:
+            read = partial(read_heldout, folder, most_rows=most_rows, remote=remote)
+            languages = list(pool.map(read, manifests))
         documents = mask_documents(languages, tokenizer, PLAN, slice(ranks.rank, None, ranks.world_size))
         parts = filled([len(document.input_ids) for document in documents], most_tokens)
         return cls(

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import Corpus
 from tests.faults.oracle import processes_of
+from tests.object_stores import ObjectStore, object_store
 from tests.training_runs import Run, prepare, train, train_ranks
 
 
@@ -28,6 +29,13 @@ def two_ranks(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for outcome in train_ranks([yaml], folder / "steps.jsonl"):
         assert outcome.exit_code == 0, outcome.output
     return folder / "it" / "runs" / "phase1"
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[ObjectStore]:
+    """A local server that speaks S3."""
+    with object_store() as found:
+        yield found
 
 
 @pytest.fixture

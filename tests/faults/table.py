@@ -47,7 +47,10 @@ FAULTS = {
     20: Fault("Phases chained wrongly", "refuses a parent that is unfinished or has another tokenizer"),
     21: Fault("Languages that get no row, or are repeated without end", "exact rounding; caps are kept or refused"),
     22: Fault("Restart on another number of ranks or workers", "the order is a pure function; ranks only slice it"),
-    23: Fault("Storage that fails or is slow", "data lie in a folder, no object store; an error names the file"),
+    23: Fault(
+        "Storage that fails or is slow",
+        "an error names the file; shards of an object store are fetched ahead, checked, and tried again for minutes",
+    ),
     24: Fault("Memory or files that grow", "memory and open files stay flat over thousands of steps"),
     25: Fault("Small /dev/shm, few open files", "needs no shared memory; a limit that is too low is named"),
     26: Fault("Hostile checkpoint", "no pickle on any path: refused by name, nothing runs, nothing is written"),

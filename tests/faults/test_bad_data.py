@@ -51,10 +51,10 @@ def shards(corpus: Corpus, tmp_path: Path) -> Path:
 
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("root", ["s3://bucket/shards", "gs://bucket/shards", "hf://datasets/x", "oci://b@n/shards"])
-def test_an_object_store_is_refused_with_the_remedy(corpus: Corpus, tmp_path: Path, root: str) -> None:
+def test_an_object_store_without_a_cache_is_refused_with_the_remedy(corpus: Corpus, tmp_path: Path, root: str) -> None:
     outcome = train([prepare(tmp_path / "it", corpus), f"data.root={root}"], tmp_path / "x.jsonl")
     assert outcome.exit_code == 1
-    assert f"data.root = {root} is no folder: rows are read from local or mounted disks; copy them" in outcome.output
+    assert f"data.root = {root} lies in an object store: name a folder on a local disk" in outcome.output
     assert len(outcome.output.splitlines()) == 1
 
 

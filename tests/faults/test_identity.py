@@ -27,6 +27,7 @@ from tests.damage import flip
 from tests.faults.injected import send_self
 from tests.faults.oracle import check_same_end, check_same_steps, fingerprint
 from tests.guards import without_identity_check, without_parent_check
+from tests.object_stores import ObjectStore
 from tests.training_runs import Outcome, prepare, train
 
 Contents = dict[str, tuple[int, bytes]]
@@ -196,10 +197,11 @@ def test_a_finished_run_does_not_pass_for_one_of_another_recipe(
 
 @pytest.mark.fault(19)
 def test_a_resumed_run_may_change_all_that_changes_no_row(
-    corpus: Corpus, half_done: Path, finished: Finished, tmp_path: Path
+    corpus: Corpus, half_done: Path, finished: Finished, store: ObjectStore, tmp_path: Path
 ) -> None:
     """All at once but the size of microbatches, to the same final bits."""
     yaml = prepare(tmp_path / "it", corpus, copied={"phase1": half_done})  # another run_root
+    url = store.upload(corpus.shards[64], "elsewhere")
     changed = {
         "run_root": [],
         "tokenizer": [f"tokenizer={shutil.copytree(corpus.tokenizer, tmp_path / 'tokenizer')}"],
@@ -210,14 +212,17 @@ def test_a_resumed_run_may_change_all_that_changes_no_row(
             f"validation={{interval: 900, root: {corpus.shards[64]}, source: invented, languages: [lac], rows: 1}}"
         ],
         "checkpoint": ["checkpoint={interval: 700, keep: 1, keep_every: 5M, give_up_minutes: 1}"],
-        "data.root": [f"data.root={shutil.copytree(corpus.shards[64], tmp_path / 'shards')}"],
+        "data.root": [f"data.root={url}"],
+        "data.cache": [f"data.cache={tmp_path / 'cache'}"],
+        "data.cache_limit": ["data.cache_limit=1GB"],
         "data.num_workers": ["data.num_workers=3"],
         "max_minutes": ["max_minutes=30"],
         "hang_minutes": ["hang_minutes=10"],
         "model.attention": ["model.attention=cpu"],
     }
     assert changed.keys() == MAY_CHANGE
-    outcome = train([yaml, *(one for overrides in changed.values() for one in overrides)], tmp_path / "x.jsonl")
+    arguments = [yaml, *(one for overrides in changed.values() for one in overrides)]
+    outcome = train(arguments, tmp_path / "x.jsonl", environment=store.environment)
     assert outcome.exit_code == 0, outcome.output
     check_same_end(tmp_path / "it" / "runs" / "phase1", finished[0] / "runs" / "phase1")
 

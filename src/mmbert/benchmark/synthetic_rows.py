@@ -12,13 +12,12 @@ from streaming import MDSWriter
 
 from mmbert.config import (
     CheckpointConfig,
-    DataConfig,
-    GroupConfig,
     LearningRateConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
 )
+from mmbert.data_config import DataConfig, GroupConfig
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, Manifest, shard_records, stream_folder, write_manifest
 from mmbert.packing import WRAPPER_TOKENS, Row, TokenIds, pack_documents

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.json_files import read_json, write_json
 from mmbert.evaluation.scoring import LanguageScore, score_languages
 from mmbert.file_contents import sha256_of
@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m mmbert.evaluation.bits_per_byte", description="Held-out bits per byte of every language."
     )
     parser.add_argument("--model", type=Path, required=True, help="converted Hugging Face folder")
-    parser.add_argument("--shards", type=Path, required=True, help="root of the shards, above heldout/")
+    parser.add_argument("--shards", type=local_folder, required=True, help="root of the shards, above heldout/")
     parser.add_argument("--source", required=True, help="source of the held-out text, a folder below heldout/")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--mask-rate", type=float, default=0.15, help="share of a document's tokens to mask")

@@ -12,6 +12,7 @@ import numpy as np
 from mmbert.config import RunConfig
 from mmbert.manifest import Manifest, read_manifest, stream_folder
 from mmbert.mixture import Integers
+from mmbert.remote_rows import RemoteRows
 
 Name = tuple[str, str]
 ESTIMATES = Path("yamls/published-sizes.csv")
@@ -95,7 +96,8 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
     Raises:
         FileNotFoundError, ValueError: a stream is missing in the table or the folder, or does not fit.
     """
-    root = Path(config.data.root)
+    remote = RemoteRows.at(config.data.root, config.data)
+    root = remote.folder if remote else Path(config.data.root)
     if table is not None:
         missing = ["/".join(name) for name in streams if name not in table]
         if missing:
@@ -105,7 +107,7 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
                 "mixture"
             )
         return gather([table[name] for name in streams], "the table of --counts", config.max_seq_len)
-    if not root.is_dir():
+    if not remote and not root.is_dir():
         estimates = read_counts(ESTIMATES) if ESTIMATES.is_file() else {}
         if not estimates.keys() >= set(streams):
             return None
@@ -113,10 +115,11 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
             gather([estimates[name] for name in streams], f"the estimates in {ESTIMATES}", config.max_seq_len),
             estimated=True,
         )
-    manifests = tuple(read_manifest(stream_folder(root, "train", *name)) for name in streams)
+    folders = [stream_folder(root, "train", *name) for name in streams]
+    manifests = remote.open_streams(folders, read_manifest) if remote else tuple(map(read_manifest, folders))
     check_manifests(manifests, config)
     each = [Count(manifest.tokens, manifest.rows, manifest.documents) for manifest in manifests]
-    return replace(gather(each, f"the manifests in {root}", config.max_seq_len), manifests=manifests)
+    return replace(gather(each, f"the manifests in {config.data.root}", config.max_seq_len), manifests=manifests)
 
 
 def gather(counts: Sequence[Count], origin: str, row_length: int) -> Counts:
