@@ -77,7 +77,7 @@ def test_every_language_enters_the_demo_in_one_phase():
 
 def test_a_language_listed_twice_is_refused(tmp_path: Path):
     (tmp_path / "list.txt").write_text("xx # first\n\nyy\nxx\n")
-    with pytest.raises(ValueError, match=r"lists\.languages: listed twice: xx"):
+    with pytest.raises(ValueError, match=r"lists: listed twice: xx"):
         read_languages([str(tmp_path / "list.txt")], "lists")
 
 

@@ -1,13 +1,12 @@
 """ModernBERT's way from text to shards: its own src/convert_dataset.py, called from a checkout."""
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from streaming import LocalDataset, MDSWriter
 from transformers import AutoTokenizer
 
+from mmbert.benchmark.checkout import load_module
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
 
@@ -15,33 +14,12 @@ BATCH_SIZE = 512  # its own, of the loader that hands samples to the writer
 COLUMNS = {"tokens": "bytes"}
 
 
-def load_convert_dataset(checkout: Path) -> ModuleType:
-    """The module.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or a package that it needs is missing.
-    """
-    path = checkout / "src" / "convert_dataset.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"--modernbert {checkout}: no src/convert_dataset.py; name a checkout of ModernBERT")
-    spec = importlib.util.spec_from_file_location("modernbert_convert_dataset", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name
-        raise ValueError(f"--modernbert {checkout} needs {missing}: pip install {missing}, or leave it out") from None
-    return module
-
-
 def converter(checkout: Path, tokenizer: Tokenizer, source: Path, row_length: int) -> Callable[[Path], None]:
     """Its main() with --concat_tokens, for one folder of JSON lines: a function of the output folder.
 
     main() itself takes the names of two corpora and no others. One file makes one loader process.
     """
-    module = load_convert_dataset(checkout)
+    module = load_module(checkout, "convert_dataset")
     loaded = AutoTokenizer.from_pretrained(str(tokenizer.folder))
     loaded.model_max_length = int(1e30)
 

@@ -18,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmbert.benchmark.checkout import load_module
 from mmbert.benchmark.loader_costs import PERIOD_ROWS, costs_by_part, row_order_seconds, start_up
 from mmbert.benchmark.loader_ours import MaskedBatch, Ours, gates_of_ours, processor_seconds, run_through
-from mmbert.benchmark.loader_peers import HUGGING_FACE, PACKER, Peers, load_packer
+from mmbert.benchmark.loader_peers import HUGGING_FACE, PACKER, Peers
 from mmbert.benchmark.result import OURS, check_gates, check_peers, document
 from mmbert.benchmark.synthetic_rows import (
     Shape,
@@ -131,7 +132,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     shape, streams = check_options(options)
     names = names_of(streams, options.modernbert is not None)
     check_peers(options, names)
-    packer = load_packer(options.modernbert) if options.modernbert else None
+    packer = load_module(options.modernbert, "sequence_packer") if options.modernbert else None
     with work_folder(options.keep) as folder, no_child_outlives():
         tokenizer = make_tokenizer(folder / "tokenizer", shape.vocab_size)
         rows = make_rows(shape, tokenizer)
