@@ -133,10 +133,10 @@ def at_row(position: int, fault: Callable[[], None]) -> None:
 
     read = PackedRows.__getitems__
 
-    def changed(self: Any, places: list[tuple[int, int, int]]) -> Any:
-        if any(place[0] == position for place in places):
+    def changed(self: Any, planned: Any) -> Any:
+        if any(place[0] == position for place in planned[0]):
             fault()
-        return read(self, places)
+        return read(self, planned)
 
     replace(PackedRows, "__getitems__", changed)
 

@@ -22,7 +22,7 @@ from mmbert.identity import MAY_CHANGE, flatten, within
 from mmbert.ranks import Ranks
 from mmbert.tokenizer import load_tokenizer
 from mmbert.trainer import Phase, check_identity
-from tests.conftest import PHASES, Corpus, Finished
+from tests.conftest import PHASES, SEED, Corpus, Finished
 from tests.damage import flip
 from tests.faults.injected import send_self
 from tests.faults.oracle import check_same_end, check_same_steps, fingerprint
@@ -47,7 +47,7 @@ def other_corpus(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Co
     tokenizer = Path(shutil.copytree(corpus.tokenizer, folder / "tokenizer"))
     content = json.loads((tokenizer / "tokenizer.json").read_text())
     (tokenizer / "tokenizer.json").write_text(json.dumps(content, indent=1))
-    shards = {length: make_shards(corpus, folder / f"shards-{length}", tokenizer, length, 0) for length in (64, 128)}
+    shards = {length: make_shards(corpus, folder / f"shards-{length}", tokenizer, length, SEED) for length in (64, 128)}
     return Corpus(tokenizer, shards)
 
 
