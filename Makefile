@@ -14,7 +14,7 @@ export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help env demo clean-demo plan test faults bench profile report check lock convert-to-hf
+.PHONY: help env demo clean-demo data plan test slurm-test faults bench profile report check lock convert-to-hf
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 18
@@ -52,8 +52,7 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 	$(BIN)/python -m $(MAKE_TOKENIZER) --output $(DATA)/tokenizer
 	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
 	  --row-length 256 --output $(DATA)/shards-256
-	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
-	  --row-length 512 --output $(DATA)/shards-512
+	$(BIN)/python -m data_prep.repack --input $(DATA)/shards-256 --row-length 512 --output $(DATA)/shards-512
 	for phase in phase1 phase2 phase3; do \
 	  length=512; [ $$phase != phase1 ] || length=256; \
 	  $(BIN)/python main.py yamls/demo/$$phase.yaml data.root=$(DATA)/shards-$$length $(OVERRIDES); \
@@ -68,6 +67,20 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 clean-demo:  ## remove what `make demo` made, for both tokenizers
 	rm -rf data/demo data/demo-gemma2 runs/demo runs/demo-gemma2
 
+# ------------------------------------------------------------------------------------------------------- your own data
+# TEXT_TOKENIZER=<folder> takes another tokenizer than Gemma 2's; OPTIONS="--language fao --text-key content ..."
+ROW_LENGTH ?= 1024
+TEXT_TOKENIZER ?= data/tokenizer-gemma2
+
+data: env  ## INPUT=<text> OUTPUT=<folder>: rows of your own text, checked, and a YAML that trains on them
+	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
+	[ -e "$(TEXT_TOKENIZER)" ] || $(BIN)/python -m data_prep.gemma2 --output "$(TEXT_TOKENIZER)"
+	$(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" --row-length $(ROW_LENGTH) \
+	  --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
+	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"
+	$(BIN)/python -m data_prep.starter --rows "$(OUTPUT)/rows-$(ROW_LENGTH)" --tokenizer "$(TEXT_TOKENIZER)" \
+	  --output "$(OUTPUT)/train.yaml"
+
 # ------------------------------------------------------------------------------------------------------------- tools
 convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a Hugging Face model, its logits compared
 	@[ -n "$(CHECKPOINT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give CHECKPOINT=<folder> OUTPUT=<folder>" >&2; exit 1; }
@@ -80,11 +93,23 @@ plan: env  ## CONFIG="<yaml> ..." [COUNTS=<csv>]: what a phase, or a chain in it
 test: env  ## the whole CPU test suite
 	$(BIN)/python -m pytest
 
+# Slurm and a linter for its scripts are installed where root may; without a Slurm its tests say so and are skipped.
+slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of two nodes, which it starts and ends
+	@if [ "$$(id -u)" = 0 ] && ! type slurmctld sbatch munged shellcheck > /dev/null 2>&1; then \
+	  { apt-get update && apt-get install -y slurm-wlm munge shellcheck; } > /dev/null \
+	  || echo "slurm-wlm, munge or shellcheck could not be installed" >&2; \
+	fi
+	$(BIN)/python -m pytest tests/slurm --slurm $(if $(SHORT),,--long) -rs
+
 # A ratio that is stated in docs/benchmarks.md and not reached ends it with an error. MODERNBERT=<checkout> adds that
-# peer's packer, which needs `pip install numba`.
+# peer's packer and its conversion of text, which need `pip install numba datasets`.
 BENCH := $(BIN)/python -m mmbert.benchmark
+BENCH_DATA := $(BIN)/python -m data_prep.benchmark
+BENCH_TOKENIZER := data/tokenizer-gemma2
+BENCH_TEXT := data/benchmark/text
 RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=2)
+CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio convert_dataset=4)
 
 bench: env  ## measure against the peers on the CPU, about 30 minutes alone on two cores, and write docs/benchmarks.md
 	mkdir -p $(RESULTS)
@@ -95,7 +120,17 @@ bench: env  ## measure against the peers on the CPU, about 30 minutes alone on t
 	$(BENCH) head --threads 2 --min-memory-ratio 8 --json $(RESULTS)/head.json
 	$(BENCH) data $(PACKER) --min-ratio hf-patched=30 --json $(RESULTS)/data.json
 	$(BENCH) startup --repetitions 3 --json $(RESULTS)/startup.json
-	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json,step-1024 step-4096 head data startup)) \
+	$(BIN)/python -m data_prep.udhr --whole --output data/benchmark/udhr
+	[ -d $(BENCH_TOKENIZER) ] || $(BIN)/python -m data_prep.gemma2 --output $(BENCH_TOKENIZER)
+	[ -d $(BENCH_TEXT) ] || $(BIN)/python -m tests.synthetic_corpus --output $(BENCH_TEXT) --languages 12 --bytes 24000000
+	$(BENCH_DATA) tokenise --input data/benchmark/udhr --tokenizer $(BENCH_TOKENIZER) --min-cpu-ratio tokenizers=6 \
+	  --json $(RESULTS)/tokenise.json
+	$(BENCH_DATA) pipeline --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 $(CONVERTER) \
+	  --json $(RESULTS)/pipeline.json
+	$(BENCH_DATA) scaling --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 \
+	  --json $(RESULTS)/scaling.json
+	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json, \
+	  step-1024 step-4096 head data startup tokenise pipeline scaling)) \
 	  --output docs/benchmarks.md
 
 CONFIG ?= yamls/demo/phase1.yaml

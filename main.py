@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> None:
         # They take seconds, in which signals must wait already.
         from callbacks import build_callbacks
         from mmbert.config import load_config
-        from mmbert.trainer import Phase, build_trainer, clear_up, is_finished
+        from mmbert.finished import is_finished
+        from mmbert.trainer import Phase, build_trainer, clear_up
 
         request.listen()
         if "RANK" in os.environ:  # a launcher started this process; without it nobody would ever stop it

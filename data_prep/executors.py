@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +15,7 @@ from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from tqdm import tqdm
 
-from data_prep.steps import STAGES, Stage
+from data_prep.steps import STAGES, Stage, codec_of
 from data_prep.work import Work
 from mmbert.processes import die_with_parent
 
@@ -47,6 +48,11 @@ class LocalExecutor(PipelineExecutor):
             try:
                 for future in as_completed(futures):
                     yield future.result()
+            except BrokenProcessPool:
+                raise OSError(
+                    "a worker process was killed, most likely for want of memory: give fewer --workers; the same "
+                    "command goes on where this one was"
+                ) from None
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -78,6 +84,8 @@ def begin(parent: int) -> None:
 
 def run_locally(work: Work, workers: int) -> None:
     """All stages, one after the other."""
+    if work.streams:
+        codec_of(work)  # what takes seconds to make is made once: the workers are copies of this process
     for stage in STAGES:
         number = sum(1 for _ in stage(str(work.output)).units(work))
         if number:

@@ -1,6 +1,6 @@
 """Reading texts, strictly: of a file that is damaged anywhere, the place is named.
 
-* `.jsonl`: one object a line, with the text under a key.
+* `.jsonl`, which Dolma calls `.json`: one object a line, with the text under a key.
 * `.csv`: with a head line that names a column of text.
 * `.parquet`: with a column of text.
 * `.txt`: documents separated by blank lines, as in CC-100, or the whole file.
@@ -135,6 +135,7 @@ def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
 READERS: dict[str, Callable[[str, BinaryIO, str], Iterator[str]]] = {
     ".txt": read_txt,
     ".jsonl": read_jsonl,
+    ".json": read_jsonl,
     ".csv": read_csv,
     ".parquet": read_parquet,
 }

@@ -8,9 +8,9 @@ import fsspec
 from data_prep.language_codes import canonical
 from mmbert.manifest import NAME
 
-FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-STAMPS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "created")
+STAMPS = ("mtime", "ETag", "etag", "blob_id", "LastModified", "last_modified", "created")
 
 Stream = tuple[str, str]  # source, language
 

@@ -13,9 +13,10 @@ from typing import Any
 import zstandard
 
 from data_prep.formats import BrokenInputError, read_texts
+from data_prep.from_mds import read_token_documents
 from data_prep.inputs import InputFile
 from data_prep.normalise import normalise
-from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work
+from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load
 from mmbert.atomic import fsync, make_folder, write_file
 from mmbert.file_contents import parse_object
 
@@ -39,13 +40,29 @@ class Read:
 
 
 def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
-    """The texts of a file as UTF-8, normalised; raises as `formats.read_texts`, and if there are none."""
+    """The documents of a file as bytes: texts, normalised, as UTF-8, or ids as uint32.
+
+    Raises:
+        BrokenInputError: it cannot be read to its end, or holds none.
+        OSError: it cannot be opened or read.
+    """
     is_empty = True
-    for text in read_texts(file, settings.text_key, settings.whole_txt):
-        yield (normalise(text) if settings.normalise else text).encode()
+    for payload in texts(file, settings) if settings.reader == "text" else ids(file, settings):
+        yield payload
         is_empty = False
     if is_empty:
         raise BrokenInputError(f"{file.path} holds no document: fill it, or remove it")
+
+
+def texts(file: InputFile, settings: Settings) -> Iterator[bytes]:
+    """The texts of a file."""
+    for text in read_texts(file, settings.text_key, settings.whole_txt):
+        yield (normalise(text) if settings.normalise else text).encode()
+
+
+def ids(file: InputFile, settings: Settings) -> Iterator[bytes]:
+    """The ids of a folder of MDS shards."""
+    return (document.tobytes() for document in read_token_documents(file.path, load(settings.tokenizer)))
 
 
 def bucket_of(payload: bytes, num_buckets: int) -> int:

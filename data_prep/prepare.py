@@ -10,10 +10,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
+from data_prep.fast_tokenizer import BACKENDS
+from data_prep.from_mds import find_mds_inputs
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.language_codes import canonical
+from data_prep.sources import corpora, corpus_inputs, hf_inputs
 from data_prep.split import check_heldout_rate
 from data_prep.totals import totals_table
 from data_prep.work import FOLDER, Settings, Work, plan, write_plan
@@ -78,6 +82,24 @@ def check_output(work: Work) -> None:
             )
 
 
+def chosen_inputs(arguments: argparse.Namespace) -> tuple[Inputs, Literal["text", "mds"], str]:
+    """The input files that the command line names, how they are read, and the key of their text."""
+    languages = read_languages(arguments.languages, "--languages") if arguments.languages else None
+    if arguments.corpus:
+        found = corpus_inputs(arguments.corpus, languages, arguments.mirror, arguments.revision)
+        return found, "text", corpora()[arguments.corpus].text
+    if arguments.dataset:
+        if not arguments.revision or not arguments.files:
+            raise ValueError(f"--dataset {arguments.dataset}: give its --revision and the pattern of its --files, too")
+        where = (arguments.dataset, arguments.revision, arguments.files, arguments.source)
+        return hf_inputs(*where, arguments.language or "", languages, arguments.mirror), "text", "text"
+    if arguments.revision or arguments.files or arguments.mirror:
+        raise ValueError("--revision, --files and --mirror belong to --dataset or --corpus")
+    find = find_mds_inputs if arguments.mds else find_inputs
+    inputs = find(arguments.mds or arguments.input, arguments.source, arguments.language)
+    return select(inputs, languages) if languages else inputs, "mds" if arguments.mds else "text", "text"
+
+
 def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
     """The streams of some languages; FileNotFoundError if one has no text."""
     wanted = {canonical(language) for language in languages}
@@ -114,16 +136,26 @@ def report(work: Work, num_new: int) -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Turn text into rows of token ids.")
-    parser.add_argument("--input", required=True, help="file or folder with text: .txt .jsonl .csv .parquet, .gz .zst")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--input", help="file or folder with text: .txt .jsonl .csv .parquet, .gz .zst")
+    where.add_argument("--corpus", help="one of the paper's corpora, by its name in data_prep/sources.yaml")
+    where.add_argument("--dataset", help="any data set of Hugging Face; with --revision and --files")
+    where.add_argument("--mds", help="folder of MDS shards with token ids, such as mmBERT's published data")
+    parser.add_argument("--revision", help="branch, tag or commit of --dataset or --corpus")
+    parser.add_argument("--files", help="pattern of the files of --dataset, such as 'data/{language}/*.parquet'")
+    parser.add_argument("--mirror", help="folder that holds copies of what --corpus or --dataset name")
     parser.add_argument("--language", help="of all the text (default: files and folders are called by languages)")
     parser.add_argument("--languages", nargs="+", default=[], help="only these; or a .txt with one a line")
     parser.add_argument("--source", default="mine", help="name of the corpus, as in the YAML (default: mine)")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder")
+    parser.add_argument(
+        "--tokenizer-backend", choices=BACKENDS, default="auto", help="auto: gigatoken, if it is installed and fits"
+    )
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--output", required=True, help="shards folder")
     parser.add_argument("--heldout-rate", type=float, default=0.1, help="share held out (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
-    parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
+    parser.add_argument("--text-key", help="key or column of the text (default: text, or what the corpus calls it)")
     parser.add_argument("--whole-txt", action="store_true", help="a .txt is one document, not one between blank lines")
     parser.add_argument("--keep-spelling", action="store_true", help="do not normalise the text")
     parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")
@@ -142,20 +174,20 @@ def main() -> None:
     check_heldout_rate(arguments.heldout_rate)
     if arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
+    inputs, reader, text_key = chosen_inputs(arguments)
     settings = Settings(
         output=arguments.output,
         tokenizer=arguments.tokenizer,
         row_length=arguments.row_length,
         heldout_rate=arguments.heldout_rate,
         seed=arguments.seed,
-        text_key=arguments.text_key,
+        backend=arguments.tokenizer_backend,
+        reader=reader,
+        text_key=arguments.text_key or text_key,
         whole_txt=arguments.whole_txt,
         normalise=not arguments.keep_spelling,
         distinct=not arguments.keep_duplicates,
     )
-    inputs = find_inputs(arguments.input, arguments.source, arguments.language)
-    if arguments.languages:
-        inputs = select(inputs, read_languages(arguments.languages, "--languages"))
     work = plan(settings, inputs)
     if arguments.slurm:
         slurm = Slurm(arguments.slurm, arguments.slurm_time, arguments.tasks, arguments.memory)

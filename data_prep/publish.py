@@ -6,30 +6,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_prep.codec import Codec
 from data_prep.partition import Read, read_bucket, read_files, read_runs, volume_of
-from data_prep.rows import Encode, Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
+from data_prep.rows import Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
 from data_prep.work import REMEDY, StreamPlan, Work
 from mmbert.atomic import fsync, make_folder, publish_folder, remove, write_file
 from mmbert.file_contents import parse_object
 from mmbert.manifest import SPLITS, Manifest, ShardRecord, manifest_bytes, pieces_name, shard_name, stream_folder
 
 
-def make_small_stream(work: Work, stream: StreamPlan, encode: Encode) -> None:
+def make_small_stream(work: Work, stream: StreamPlan, codec: Codec) -> None:
     """Do all that is to be done for a stream of one bucket, unless that was done before."""
     if work.read_record(stream):
         return
     documents, read = read_files(stream.volumes[0].files, work.settings)
-    publish_stream(work, stream, read, [make_bucket(work, stream, 0, documents, encode)])
+    publish_stream(work, stream, read, [make_bucket(work, stream, 0, documents, codec)])
 
 
-def make_large_bucket(work: Work, stream: StreamPlan, bucket: int, encode: Encode) -> None:
+def make_large_bucket(work: Work, stream: StreamPlan, bucket: int, codec: Codec) -> None:
     """Write the shards of one bucket of a stream whose files are in runs, unless that was done before."""
     path = bucket_path(work, stream, bucket)
     if path.exists():
         return
     number, volume = volume_of(stream, bucket)
     documents = read_bucket(work, stream, number, bucket - volume.first_bucket)
-    record = make_bucket(work, stream, bucket, documents, encode)
+    record = make_bucket(work, stream, bucket, documents, codec)
     for split in record["shards"]:
         for name in (shard_name(bucket), pieces_name(bucket)):
             fsync(work.staging(stream) / split / name)
@@ -59,7 +60,7 @@ def bucket_path(work: Work, stream: StreamPlan, bucket: int) -> Path:
 
 
 def make_bucket(
-    work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], encode: Encode
+    work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], codec: Codec
 ) -> dict[str, Any]:
     """Write one shard for each split that has documents; the record of the bucket."""
     settings, staging = work.settings, work.staging(stream)
@@ -67,7 +68,7 @@ def make_bucket(
     seed = shuffle_seed(settings.seed, stream.source, stream.language, bucket)
     shape = Shape(settings.row_length, work.tokenizer.bos_token_id, work.tokenizer.eos_token_id, seed)
     shards = {}
-    for split, part in split_bucket(pairs, encode, settings.heldout_rate, stream.is_small).items():
+    for split, part in split_bucket(pairs, codec, settings.heldout_rate, stream.is_small).items():
         if part.ids:
             counts = {"documents": len(part.ids), "text_bytes": part.text_bytes, "hashes": part.hashes}
             shards[split] = write_shard(staging / split, bucket, part.ids, shape) | counts

@@ -1,7 +1,7 @@
 """From the documents of a bucket to one shard of rows for each split."""
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from streaming import MDSWriter
 
+from data_prep.codec import Codec
 from data_prep.split import heldout_documents
 from mmbert.atomic import remove
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, SPLITS, pieces_name, shard_name
 from mmbert.packing import TokenIds, pack_pieces
-
-ENCODE_BYTES = 2**20  # of text, tokenised at a time: the tokenizer takes a hundred bytes of memory a token
-Encode = Callable[[list[str]], list[TokenIds]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,13 @@ def sort_documents(payloads: Sequence[bytes], distinct: bool) -> list[tuple[byte
 
 
 def split_bucket(
-    pairs: Sequence[tuple[bytes, bytes]], encode: Encode, heldout_rate: float, is_whole: bool
+    pairs: Sequence[tuple[bytes, bytes]], codec: Codec, heldout_rate: float, is_whole: bool
 ) -> dict[str, Documents]:
     """The documents of each split, tokenised. What gives no token is left out.
 
     Args:
-        pairs: hash and text of each document.
-        encode: texts -> ids.
+        pairs: hash and payload of each document.
+        codec: from payloads to ids.
         heldout_rate: share of the documents that is held out.
         is_whole: the bucket holds the whole stream, so that neither split of it may be empty.
     """
@@ -71,25 +69,12 @@ def split_bucket(
     splits = {}
     for split, wanted in zip(SPLITS, (False, True), strict=True):
         members = [pair for pair, is_heldout in zip(pairs, mask, strict=True) if is_heldout == wanted]
-        ids = [one for texts in batches([text for _, text in members]) for one in encode(texts)]
+        ids = codec.encode([payload for _, payload in members])
         kept = [(pair, one) for pair, one in zip(members, ids, strict=True) if len(one)]
         hashes = hashlib.sha256(b"".join(digest for (digest, _), _ in kept)).hexdigest()
-        splits[split] = Documents([one for _, one in kept], hashes, sum(len(text) for (_, text), _ in kept))
+        text_bytes = codec.text_bytes([payload for (_, payload), _ in kept])
+        splits[split] = Documents([one for _, one in kept], hashes, text_bytes)
     return splits
-
-
-def batches(texts: Sequence[bytes]) -> Iterator[list[str]]:
-    """Texts in their order, about `ENCODE_BYTES` at a time."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text.decode())
-        size += len(text)
-        if size >= ENCODE_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def write_shard(folder: Path, number: int, documents: Sequence[TokenIds], shape: Shape) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """The three stages of `prepare` as blocks of datatrove. A task is a share of the units of its stage."""
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
+from data_prep.codec import Codec, Ids, Text
+from data_prep.fast_tokenizer import Backend, encoder
 from data_prep.partition import write_run
 from data_prep.publish import make_large_bucket, make_small_stream, publish_large_stream
 from data_prep.work import BUCKET_BYTES, StreamPlan, Work, read_plan
 from mmbert.atomic import make_folder
 from mmbert.run_lock import hold_run
+from mmbert.tokenizer import Tokenizer
 
 Unit = tuple[int, Callable[[], None]]  # how much there is to do, in bytes; and doing it
 
@@ -63,13 +67,26 @@ class MakeRows(Stage):
     name = "rows"
 
     def units(self, work: Work) -> Iterator[Unit]:
-        encode = work.tokenizer.encode_batch
+        codec = codec_of(work)
         for stream in work.streams:
             if stream.is_small:
-                yield stream.bytes, lambda s=stream: make_small_stream(work, s, encode)  # type: ignore[misc]
+                yield stream.bytes, lambda s=stream: make_small_stream(work, s, codec)  # type: ignore[misc]
                 continue
             for bucket in range(stream.num_buckets):
-                yield BUCKET_BYTES, lambda s=stream, b=bucket: make_large_bucket(work, s, b, encode)  # type: ignore[misc]
+                yield BUCKET_BYTES, lambda s=stream, b=bucket: make_large_bucket(work, s, b, codec)  # type: ignore[misc]
+
+
+def codec_of(work: Work) -> Codec:
+    """How the documents of a plan become ids."""
+    return Ids(work.tokenizer) if work.settings.reader == "mds" else text_codec(work.tokenizer, work.settings.backend)
+
+
+@cache
+def text_codec(tokenizer: Tokenizer, backend: Backend) -> Text:
+    """Made once in a process, for that takes seconds."""
+    encode = encoder(tokenizer, backend)
+    print(f"encoded by {encode.description}")
+    return Text(encode)
 
 
 class Publish(Stage):

@@ -1,6 +1,8 @@
-"""Train the demo's tokenizer on the training split of a text folder.
+"""Train a tokenizer on a sample of the training text of many languages.
 
     python -m data_prep.train_tokenizer --input data/demo/text --output data/demo/tokenizer --vocab-size 16384
+
+Of more than `--characters`, each language gives a share p ~ n^tau (data_prep.sample_texts).
 
 It is a BPE with byte fallback, as Gemma 2's is: a token is whole characters or, for characters too rare to be
 learned, one byte. A byte-level BPE is as lossless and as short, but its tokens may begin or end inside a character,
@@ -8,20 +10,22 @@ and the answer to "fill the mask" then prints as a replacement sign: 5.9 % of th
 (both 16,384 tokens, 3.29 bytes per token). Unlike Gemma 2's, ours keeps spaces as spaces, so that a text which holds
 Gemma's stand-in for them, U+2581, decodes to itself too.
 
-The same text gives the same tokenizer.json, byte for byte.
+The same text gives the same tokenizer.json, byte for byte, in any order of its files.
 """
 import argparse
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from data_prep.documents import find_language_files, parse_documents
-from data_prep.split import DEFAULT_HELDOUT_RATE, split_documents
+from data_prep.inputs import find_inputs
+from data_prep.sample_texts import sample_texts
+from data_prep.split import DEFAULT_HELDOUT_RATE
 from mmbert.command import errors_in_one_line
 from mmbert.tokenizer import SPECIAL_TOKENS, save_tokenizer
 
@@ -29,19 +33,14 @@ BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # The characters that make up this share of the text get a token; SentencePiece's default, and its reason: the
 # other few in 10,000 characters are thousands of different ones.
 CHARACTER_COVERAGE = 0.9995
+# And of every single language this share, or a small one with a script of its own would be spelled in bytes.
+LANGUAGE_COVERAGE = 0.98
 # A space belongs to the word after it; words, digits one by one, and punctuation do not mix.
 WORDS = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s"
+WORD_SPLIT = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
 
 
-def read_training_texts(folder: Path, heldout_rate: float) -> list[str]:
-    """All training documents of all languages, in the order of language and file."""
-    texts = []
-    for path in tqdm(find_language_files(folder).values(), desc="read", unit="language", disable=None):
-        texts += split_documents(parse_documents(path, path.read_bytes()), heldout_rate)["train"]
-    return texts
-
-
-def frequent_characters(texts: list[str], coverage: float) -> list[str]:
+def frequent_characters(texts: Iterable[str], coverage: float) -> list[str]:
     """The fewest characters that make up the share `coverage` of all; equally frequent ones by code point."""
     counts = Counter[str]()
     for text in texts:
@@ -56,13 +55,17 @@ def frequent_characters(texts: list[str], coverage: float) -> list[str]:
     return characters
 
 
-def train(texts: list[str], vocab_size: int) -> dict[str, Any]:
+def train(texts: list[str], vocab_size: int, needed: Iterable[str] = ()) -> dict[str, Any]:
     """Learn the merges: a parsed tokenizer.json of exactly `vocab_size` tokens, the special ones first.
+
+    Args:
+        needed: characters that get a token however rare they are.
 
     Raises:
         ValueError: `vocab_size` leaves no room for the characters, or the text is too small to fill it.
     """
     alphabet = frequent_characters(texts, CHARACTER_COVERAGE)
+    alphabet += sorted(set(needed) - set(alphabet))
     reserved = [*SPECIAL_TOKENS.values(), *BYTE_TOKENS]
     if vocab_size <= len(reserved) + len(alphabet):
         raise ValueError(
@@ -80,7 +83,7 @@ def train(texts: list[str], vocab_size: int) -> dict[str, Any]:
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_batches(texts), trainer)
+    tokenizer.train_from_iterator(_batches(texts, "train"), trainer)
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(
             f"--vocab-size {vocab_size}: the text is so small that it gives only {tokenizer.get_vocab_size()} tokens; "
@@ -92,23 +95,46 @@ def train(texts: list[str], vocab_size: int) -> dict[str, Any]:
     return spec
 
 
-def _batches(texts: list[str], size: int = 1000) -> Iterator[list[str]]:
-    for start in tqdm(range(0, len(texts), size), desc="train", unit="k documents", disable=None):
+def _batches(texts: list[str], what: str, size: int = 1000) -> Iterator[list[str]]:
+    for start in tqdm(range(0, len(texts), size), desc=what, unit="k documents", disable=None):
         yield texts[start : start + size]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a tokenizer on a sample of the text of many languages.")
+    parser.add_argument("--input", required=True, help="text: a file, or a folder with <language>.jsonl or <language>/")
+    parser.add_argument("--language", help="of all the text, where its names say none")
+    parser.add_argument("--output", type=Path, required=True, help="tokenizer folder to make")
+    parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special and byte tokens included")
+    parser.add_argument("--characters", type=int, default=100_000_000, help="to train on (default: %(default)s)")
+    parser.add_argument("--tau", type=float, default=0.3, help="shares are p ~ n^tau (default: %(default)s)")
+    parser.add_argument("--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="as for data_prep.prepare")
+    parser.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    return parser.parse_args()
 
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo's tokenizer.")
-    parser.add_argument("--input", type=Path, required=True, help="text folder")
-    parser.add_argument("--output", type=Path, required=True, help="tokenizer folder to make")
-    parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special and byte tokens included")
-    parser.add_argument("--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="as for data_prep.prepare")
-    arguments = parser.parse_args()
-    texts = read_training_texts(arguments.input, arguments.heldout_rate)
-    spec = train(texts, arguments.vocab_size)
-    tokenizer = save_tokenizer(spec, arguments.output, origin=arguments.input)
-    num_tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
+    arguments = parse_arguments()
+    sizes, sample = sample_texts(
+        find_inputs(arguments.input, "text", arguments.language),
+        arguments.tau,
+        arguments.characters,
+        arguments.heldout_rate,
+        arguments.text_key,
+        arguments.workers,
+    )
+    texts = [text for of_language in sample.values() for text in of_language]
+    num_characters = sum(map(len, texts))
+    print(
+        f"sample: {num_characters:,} of {sum(size.characters for size in sizes.values()):,} characters, {len(texts):,} "
+        f"of {sum(size.documents for size in sizes.values()):,} documents, {len(sizes):,} languages"
+    )
+    needed = {each for of_one in sample.values() for each in frequent_characters(of_one, LANGUAGE_COVERAGE)}
+    spec = train(texts, arguments.vocab_size, needed)
+    tokenizer = save_tokenizer(spec, arguments.output, origin=Path(arguments.input))
+    num_tokens = sum(len(ids) for batch in _batches(texts, "encode") for ids in tokenizer.encode_batch(batch))
     num_bytes = sum(len(text.encode()) for text in texts)
     print(
         f"{arguments.output}: {tokenizer.vocab_size:,} tokens, {num_bytes / num_tokens:.3f} bytes of training text "

@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Get the demo corpus.")
     parser.add_argument("--output", type=Path, required=True, help="text folder to make")
     parser.add_argument("--lists", type=Path, default=LANGUAGE_LISTS, help="folder of demo-phase1.txt, demo-phase2.txt")
+    parser.add_argument("--whole", action="store_true", help="keep every document of every language, for benchmarks")
     arguments = parser.parse_args()
     phase1 = read_languages([str(arguments.lists / "demo-phase1.txt")], "--lists")
     phase2 = read_languages([str(arguments.lists / "demo-phase2.txt")], "--lists")
@@ -129,7 +130,7 @@ def main() -> None:
         raise ValueError(f"{arguments.lists}: the corpus has no {', '.join(unknown)}")
     files = {}
     for language, documents in languages.items():
-        kept = KEPT_BY_PHASE[phase_of_entry(language, phase1, phase2)]
+        kept = 1.0 if arguments.whole else KEPT_BY_PHASE[phase_of_entry(language, phase1, phase2)]
         files[f"{language}.jsonl"] = jsonl(language, down_sample(documents, kept))
     publish_files(arguments.output, files)
     num_documents = sum(content.count(b"\n") for content in files.values())

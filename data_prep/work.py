@@ -6,12 +6,14 @@ that is decided by the sizes of the files, before they are read; so the result d
 """
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, format_of
 from mmbert.atomic import make_folder, remove, write_file
 from mmbert.file_contents import parse_object
@@ -36,6 +38,8 @@ class Settings:
         row_length: most tokens of a row.
         heldout_rate: share of the documents that is held out.
         seed: of the order of rows.
+        backend: what tokenises; all give the same ids.
+        reader: what the files hold: text, or folders of MDS shards with the ids of others.
         text_key: key or column of the text.
         whole_txt: whether a .txt file is one document.
         normalise: whether texts are normalised.
@@ -47,6 +51,8 @@ class Settings:
     row_length: int
     heldout_rate: float = 0.1
     seed: int = 0
+    backend: Backend = "auto"
+    reader: Literal["text", "mds"] = "text"
     text_key: str = "text"
     whole_txt: bool = False
     normalise: bool = True
@@ -111,7 +117,7 @@ class Work:
 
     def digest(self, stream: StreamPlan) -> str:
         """sha256, in hex, of all that decides what the rows of a stream are, but for the bytes of its files."""
-        settings = asdict(self.settings) | {"output": "", "tokenizer": self.tokenizer_digest}
+        settings = asdict(self.settings) | {"output": "", "backend": "", "tokenizer": self.tokenizer_digest}
         return hashlib.sha256(json.dumps([settings, asdict(stream)], sort_keys=True).encode()).hexdigest()
 
     def staging(self, stream: StreamPlan) -> Path:
@@ -155,19 +161,21 @@ def load(folder: str) -> Tokenizer:
 
 def plan(settings: Settings, inputs: Inputs) -> Work:
     """Decide volumes and buckets of all streams."""
+    measure = text_bytes if settings.reader == "text" else attrgetter("size")
     streams = [
-        StreamPlan(source, language, list(volumes_of(files))) for (source, language), files in sorted(inputs.items())
+        StreamPlan(source, language, list(volumes_of(files, measure)))
+        for (source, language), files in sorted(inputs.items())
     ]
     return Work(settings, load(settings.tokenizer).digest, streams)
 
 
-def volumes_of(files: Sequence[InputFile]) -> Iterator[Volume]:
-    """Cut the files of a stream, in their order, into volumes."""
+def volumes_of(files: Sequence[InputFile], measure: Callable[[InputFile], int]) -> Iterator[Volume]:
+    """Cut the files of a stream, in their order, into volumes; `measure` says about how much a file holds, in bytes."""
     members: list[InputFile] = []
     size = first = 0
     for position, file in enumerate(files, start=1):
         members.append(file)
-        size += text_bytes(file)
+        size += measure(file)
         if position == len(files) or size >= VOLUME_BYTES:
             volume = Volume(members, max(1, -(-size // BUCKET_BYTES)), first)
             yield volume

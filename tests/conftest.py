@@ -23,6 +23,7 @@ Finished = tuple[Path, dict[str, Outcome]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
+    parser.addoption("--slurm", action="store_true", help="run the tests marked `slurm`, too")
     parser.addoption("--kills", type=int, default=6, help="runs to kill at random points")
     parser.addoption("--shared", metavar="FOLDER", help="share the test files with other processes; `make faults` does")
     parser.addoption("--process", type=int, default=0, help="number of this process among them")
@@ -33,10 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.option.long:
+    for mark, command in (("long", "make faults` or `make slurm-test"), ("slurm", "make slurm-test")):
         for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long: `make faults` runs it"))
+            if item.get_closest_marker(mark) and not config.getoption(mark):
+                item.add_marker(pytest.mark.skip(reason=f"{mark}: `{command}` runs it"))
 
 
 @pytest.fixture

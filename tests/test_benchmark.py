@@ -22,9 +22,9 @@ from mmbert.benchmark.result import (
     as_markdown,
     check_gates,
     check_peers,
+    demands,
     document,
     parse_min_ratio,
-    ratio_demands,
     table,
     unmet,
 )
@@ -32,6 +32,10 @@ from mmbert.benchmark.timing import Sample, Spread, measure, ratio
 from mmbert.device_peaks import peak_flops
 
 TINY_HEAD = ["head", "--vocab", "50", "--rows", "20", "--hidden", "8", "--repetitions", "2"]
+
+
+def asked(*min_ratio: tuple[str, float]) -> argparse.Namespace:
+    return argparse.Namespace(min_ratio=list(min_ratio), min_cpu_ratio=[])
 
 
 def test_a_ratio_is_of_medians_and_its_range_of_rounds() -> None:
@@ -99,14 +103,14 @@ def test_a_min_ratio_without_peer_or_number_is_refused(text: str) -> None:
 
 def test_a_min_ratio_names_a_peer_that_runs() -> None:
     assert parse_min_ratio("hf-tuned=1.5") == ("hf-tuned", 1.5)
-    check_peers([("hf", 1.5)], ["hf"])
+    check_peers(asked(("hf", 1.5)), ["hf"])
     with pytest.raises(ValueError, match="hf-tuned, hf"):
-        check_peers([("hg", 1.5)], ["hf-tuned", "hf"])
+        check_peers(asked(("hg", 1.5)), ["hf-tuned", "hf"])
 
 
 def test_a_demand_that_is_not_met_is_told_with_both_numbers() -> None:
     made = result()
-    made["demands"] = [vars(demand) for demand in ratio_demands(made, [("peer", 2.9), ("peer", 3.5)])]
+    made["demands"] = [vars(demand) for demand in demands(made, asked(("peer", 2.9), ("peer", 3.5)))]
     assert unmet(made) == ["throughput of ours / peer is 3.000, below 3.5"]
 
 

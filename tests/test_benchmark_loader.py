@@ -12,9 +12,9 @@ import pytest
 
 from mmbert import masking
 from mmbert.benchmark.__main__ import main
+from mmbert.benchmark.checkout import load_module
 from mmbert.benchmark.loader import names_of
 from mmbert.benchmark.loader_ours import Ours, gates_of_ours, processor_seconds
-from mmbert.benchmark.loader_peers import load_packer
 from mmbert.benchmark.result import Gate, check_gates
 from mmbert.benchmark.synthetic_rows import (
     SOURCE,
@@ -196,7 +196,7 @@ def checkout(folder: Path, text: str) -> Path:
 
 def test_a_package_that_the_checkout_needs_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs no_such_package: pip install no_such_package, or leave it out"):
-        load_packer(checkout(tmp_path / "clone", "import no_such_package"))
+        load_module(checkout(tmp_path / "clone", "import no_such_package"), "sequence_packer")
 
 
 def test_a_small_run_measures_all_candidates_and_leaves_nothing(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import train_tokenizer, udhr
+from data_prep import udhr
 from data_prep.formats import read_texts
 from data_prep.inputs import find_inputs
 from data_prep.npm_package import NpmPackage, read_members
@@ -77,7 +77,7 @@ def test_every_language_enters_the_demo_in_one_phase():
 
 def test_a_language_listed_twice_is_refused(tmp_path: Path):
     (tmp_path / "list.txt").write_text("xx # first\n\nyy\nxx\n")
-    with pytest.raises(ValueError, match=r"lists\.languages: listed twice: xx"):
+    with pytest.raises(ValueError, match=r"lists: listed twice: xx"):
         read_languages([str(tmp_path / "list.txt")], "lists")
 
 
@@ -157,13 +157,3 @@ def test_the_demo_corpus_is_written_from_the_package(tmp_path: Path, monkeypatch
     inputs = find_inputs(str(tmp_path / "text"), "udhr")
     assert list(inputs) == [("udhr", "abk"), ("udhr", "bcl")]
     assert list(read_texts(inputs["udhr", "bcl"][0])) == ["Preamble\na a", "One\nb & c\nd"]
-
-
-# --- train_tokenizer -----------------------------------------------------------------------------------------------
-
-
-def test_the_tokenizer_never_sees_a_held_out_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    texts = [f"text number {number}" for number in range(300)]
-    heldout = split_documents(texts, 0.1)["heldout"]
-    (tmp_path / "xx.txt").write_text("\n\n".join(texts))
-    assert set(train_tokenizer.read_training_texts(tmp_path, 0.1)) == set(texts) - set(heldout)

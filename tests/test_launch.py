@@ -116,6 +116,14 @@ def test_a_signal_reaches_every_rank_as_it_is_and_all_that_stop_end_with_85(
     assert {f"rank {rank} got {number.value}" for rank in range(3)} <= set(output.splitlines())
 
 
+def test_a_program_may_be_a_module(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text("import os, sys; print(os.environ['RANK'], *sys.argv[1:])")
+    command = [sys.executable, "-m", "mmbert.launch", "-m", "module", "--option", "-m"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "0 --option -m\n"), result.stderr
+
+
 def test_every_further_signal_is_passed_on(launch: Launch) -> None:
     launched = launch("listen(lambda number, frame: say(f'rank {rank} noted {number}')); wait()")
     launched.await_lines("rank 0 waits", "rank 1 waits")

@@ -151,7 +151,10 @@ def test_training_does_what_was_planned(finished: tuple[Path, dict[str, Outcome]
 def test_training_reads_of_every_language_what_was_planned_within_a_row(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
 ) -> None:
-    """With periods of one batch, for inside a period rows are shuffled, and a phase may end in the midst of one."""
+    """With periods of one batch, for inside a period rows are shuffled, and a phase may end in the midst of one.
+
+    A row more or less, and the rows that were read may be fuller than the mean of all, by which tokens are planned.
+    """
     path = prepare(tmp_path / "run", corpus, "phase3", {"phase2": finished[0] / "runs" / "phase2"})
     changes = ["data.period_rows=2", "duration=8000"]
     outcome = train([path, *changes], tmp_path / "steps.jsonl")
@@ -162,7 +165,8 @@ def test_training_reads_of_every_language_what_was_planned_within_a_row(
     assert len(plan.lines) == 6
     for line in plan.lines:
         realised = state["tokens_per_stream"][f"{line.source}/{line.language}"]
-        assert abs(line.tokens - realised) <= plan.config.max_seq_len, line
+        room = plan.config.max_seq_len - line.tokens / line.rows
+        assert abs(line.tokens - realised) <= plan.config.max_seq_len + line.rows * room, line
 
 
 def test_counts_give_the_plan_that_the_manifests_give(corpus: Corpus, tmp_path: Path) -> None:

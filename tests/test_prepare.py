@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from streaming import MDSWriter
 from streaming.base.format import reader_from_json
@@ -318,6 +320,46 @@ def test_a_document_falls_into_its_bucket_whatever_is_held_out():
 
 def publish_share(payload: bytes) -> float:
     return (int.from_bytes(hashlib.sha256(payload).digest()[:8]) >> 11) / 2**53
+
+
+def test_token_ids_of_others_become_the_rows_of_their_text(
+    text: Path, corpus: Corpus, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenizer = load_tokenizer(corpus.tokenizer)
+    texts = [text.strip() for text in documents_of("fao")]
+    folder = tmp_path / "mds" / "fao_Latn" / "x-tokenized-chunked-8192-512-32-backfill-nodups"
+    with MDSWriter(out=str(folder), columns={"input_ids": "ndarray:uint32", "id": "str"}, compression="zstd") as writer:
+        for number, ids in enumerate(tokenizer.encode_batch(texts)):
+            wrapped = np.array([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], np.uint32)
+            writer.write({"input_ids": wrapped, "id": str(number)})
+    arguments = arguments_of(text, corpus, tmp_path / "out")
+    arguments[:2] = ["--mds", tmp_path / "mds"]
+    assert call(monkeypatch, prepare.main, *arguments) == 0
+    assert of_both_splits(tmp_path / "out") == encoded(corpus, texts)
+    for split in work.SPLITS:
+        folder = stream_folder(tmp_path / "out", split, "own", "fao")
+        manifest, decode = verify.verify_stream(folder), tokenizer.backend.decode
+        found = [decode(np.frombuffer(ids, np.uint32).tolist()) for ids in read_back(folder)]
+        assert manifest.text_bytes == sum(len(text.encode()) for text in found)
+
+
+def test_corpora_and_data_sets_are_read_from_a_mirror(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "mirror" / "HuggingFaceFW" / "fineweb-2" / "data" / "fao_Latn" / "train"
+    folder.mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.table({"text": documents_of("fao")}), folder / "000.parquet")
+    common = ["--tokenizer", corpus.tokenizer, "--row-length", 64, "--workers", 1, "--mirror", tmp_path / "mirror"]
+    call(monkeypatch, prepare.main, "--corpus", "fineweb2", "--languages", "fo", *common, "--output", tmp_path / "a")
+    files = ["--revision", "main", "--files", "data/{language}/train/*.parquet", "--source", "fineweb2"]
+    data_set = ["--dataset", "HuggingFaceFW/fineweb-2", *files]
+    call(monkeypatch, prepare.main, *data_set, *common, "--output", tmp_path / "b")
+    assert list_languages(tmp_path / "a", "train", "fineweb2") == ["fao"]
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    with pytest.raises(SystemExit, match="error: --dataset x: give its --revision and the pattern of its --files"):
+        call(monkeypatch, prepare.main, "--dataset", "x", *common, "--output", tmp_path / "c")
+    with pytest.raises(SystemExit, match="error: --revision, --files and --mirror belong to --dataset or --corpus"):
+        call(monkeypatch, prepare.main, "--input", tmp_path, *common, "--output", tmp_path / "c")
 
 
 # --- faults --------------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
+from data_prep import adopt_tokenizer as adopt_program
+from data_prep import check_tokenizer
 from data_prep.train_tokenizer import BYTE_TOKENS, frequent_characters, train
-from mmbert.tokenizer import adopt_tokenizer, load_tokenizer, save_tokenizer
+from mmbert.tokenizer import SPECIAL_TOKENS, adopt_tokenizer, load_tokenizer, save_tokenizer
 
 TEXTS = [
     "All human beings are born free and equal in dignity and rights.",
@@ -209,3 +211,69 @@ def test_a_missing_file_is_named(tmp_path: Path, folder: Path, missing: str):
         load_tokenizer(broken)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         load_tokenizer(tmp_path / "nowhere")
+
+
+# --- what is told of a tokenizer -----------------------------------------------------------------------------------
+
+
+def changed(folder: Path, target: Path, **changes: object) -> Path:
+    """A copy of a tokenizer whose tokenizer.json has other top-level values."""
+    return edit(folder, target, "tokenizer.json", **changes)
+
+
+def test_a_word_at_the_start_is_not_taken_for_one_after_a_space_unless_the_tokenizer_says_so(
+    tmp_path: Path, folder: Path
+):
+    assert not load_tokenizer(folder).prefix_space
+    words = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    source = gemma_like(tmp_path / "gemma")
+    spec = json.loads((source / "tokenizer.json").read_text())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in "ab"]
+    spec["model"]["vocab"] = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "\u2581": 4, "a": 5, "\u2581a": 6}
+    spec["model"]["merges"] = [["\u2581", "a"]]
+    spec["added_tokens"][4]["id"] = 7
+    prefixed = save_tokenizer(spec | {"pre_tokenizer": words}, tmp_path / "prefixed", origin=Path("test"))
+    assert prefixed.prefix_space
+    assert "prefix space   yes: " in check_tokenizer.description(prefixed)
+
+
+def test_what_decoding_loses_is_found_and_named(tmp_path: Path, folder: Path):
+    assert not check_tokenizer.lost_texts(load_tokenizer(folder))
+    replace = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
+    lossy = load_tokenizer(changed(folder, tmp_path / "lossy", normalizer=replace))
+    assert check_tokenizer.lost_texts(lossy) == {"\u2581": " "}
+    assert "U+2581 LOWER ONE EIGHTH BLOCK becomes U+0020 SPACE" in check_tokenizer.description(lossy)
+    squeeze = {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}
+    assert check_tokenizer.lost_texts(load_tokenizer(changed(folder, tmp_path / "squeezed", normalizer=squeeze))) == {
+        "a  a": "a a"
+    }
+    lower = load_tokenizer(changed(folder, tmp_path / "lower", normalizer={"type": "Lowercase"}))
+    assert "U+0041 LATIN CAPITAL LETTER A becomes U+0061 LATIN SMALL LETTER A" in check_tokenizer.description(lower)
+
+
+def test_adopting_says_what_it_changed_and_keeps_the_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    source = gemma_like(tmp_path / "source")
+    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(source), str(tmp_path / "target")])
+    adopt_program.main()
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "vocabulary and ids are as they were; changed:",
+        "<mask> (id 4): lstrip: False -> True",
+        "<mask> (id 4): normalized: True -> False",
+        "<mask> (id 4): special: False -> True",
+        "template: None -> <bos> A <eos>",
+        *(f"{role}: None -> {token}" for role, token in SPECIAL_TOKENS.items()),
+        "model_input_names: None -> ['input_ids', 'attention_mask']",
+    ]
+    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(tmp_path / "target"), str(tmp_path / "again")])
+    adopt_program.main()
+    assert capsys.readouterr().out.startswith("nothing was changed\n")
+
+
+def test_the_programs_refuse_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = gemma_like(tmp_path / "source")
+    for program, *arguments in ((check_tokenizer, source), (adopt_program, tmp_path / "nowhere", tmp_path / "target")):
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        with pytest.raises(SystemExit, match=r"^error: "):
+            program.main()

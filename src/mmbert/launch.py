@@ -212,7 +212,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--master-addr", help="address of machine 0; default 127.0.0.1 for one machine")
     parser.add_argument("--master-port", type=int, help="a free port there; default any for one machine")
-    parser.add_argument("program", type=Path, help="main.py")
+    parser.add_argument("-m", "--module", action="store_true", help="the program is a module, as for python -m")
+    parser.add_argument("program", help="main.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
     return parser.parse_args(arguments)
 
@@ -221,9 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; a mistake of the user ends it with one line and exit code 1."""
     options = parse_arguments(arguments)
     with errors_in_one_line():
-        if not options.program.is_file():
+        if not options.module and not Path(options.program).is_file():
             raise FileNotFoundError(f"no such program: {options.program}")
-        return launch([sys.executable, str(options.program), *options.arguments], Layout.from_options(options))
+        program = ["-m", options.program] if options.module else [options.program]
+        return launch([sys.executable, *program, *options.arguments], Layout.from_options(options))
 
 
 if __name__ == "__main__":

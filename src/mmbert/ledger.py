@@ -231,6 +231,24 @@ def last_line(path: Path) -> tuple[bytes, int]:
             length *= 4
 
 
+def last_step(folder: Path) -> StepRecord | None:
+    """The last step that a ledger has, None without any; reads the end of the file only."""
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        size, length = file.seek(0, os.SEEK_END), TAIL
+        while True:
+            file.seek(max(0, size - length))
+            whole = file.read(length).split(b"\n")[0 if length >= size else 1 : -1]
+            for line in reversed(whole):
+                if isinstance(entry := parse(line, str(path)), StepRecord):
+                    return entry
+            if length >= size:
+                return None
+            length *= 4
+
+
 def entries(folder: Path) -> Iterator[tuple[int, StepRecord | Event]]:
     """Every line of a run's ledger and its place in the file, one at a time.
 

@@ -35,10 +35,10 @@ def read_languages(entries: Sequence[str], key: str) -> list[str]:
             lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
             codes += [code for code in lines if code]
         else:
-            raise FileNotFoundError(f"{key}.languages: no such file: {path}")
+            raise FileNotFoundError(f"{key}: no such file: {path}")
     twice = sorted(code for code, number in Counter(codes).items() if number > 1)
     if twice or not codes:
-        raise ValueError(f"{key}.languages: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")
+        raise ValueError(f"{key}: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")
     return codes
 
 
@@ -52,7 +52,7 @@ def mixture_streams(config: RunConfig) -> tuple[tuple[tuple[str, str], ...], tup
     groups = []
     for name, group in sorted(config.data.groups().items()):  # sorted, so that their order in files means nothing
         key = f"data.mixture.{name}"
-        start, languages = len(streams), sorted(read_languages(group.languages, key))
+        start, languages = len(streams), sorted(read_languages(group.languages, f"{key}.languages"))
         for language in languages:
             stream = (group.source, language)
             if stream in streams:

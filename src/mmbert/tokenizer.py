@@ -10,6 +10,9 @@ A tokenizer folder holds `tokenizer.json`, `tokenizer_config.json` and `special_
   ` and`: a lone space that training never shows before a masked word;
 * `model_input_names` is `[input_ids, attention_mask]`: the encoder takes no token_type_ids.
 
+Two properties are told, not demanded, for a tokenizer that is taken over keeps its ids: whether a text begins as after
+a space (`prefix_space`), and what does not survive decoding (`python -m data_prep.check_tokenizer`).
+
 Only the light `tokenizers` package is imported here: data preparation must not wait for transformers.
 """
 import hashlib
@@ -33,7 +36,7 @@ SPECIAL_TOKENS = {
     "mask_token": "<mask>",
 }
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
-REMEDY = "make a folder that keeps the contract with mmbert.tokenizer.adopt_tokenizer(source, target)"
+REMEDY = "make a folder that keeps the contract: python -m data_prep.adopt_tokenizer SOURCE TARGET"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,16 @@ class Tokenizer:
                 (self.pad_token_id, self.eos_token_id, self.bos_token_id, self.unk_token_id, self.mask_token_id)
             )
         )
+
+    @property
+    def prefix_space(self) -> bool:
+        """Whether a word at the start of a text is encoded like one after a space.
+
+        Gemma 2's is not, nor train_tokenizer's. Then a word that is encoded alone, as for tagging words that were split
+        before, becomes another token than the same word in a sentence.
+        """
+        alone, twice = (ids.tolist() for ids in self.encode_batch(["a", "a a"]))
+        return bool(alone * 2 == twice)
 
     def encode_batch(self, texts: list[str]) -> list[TokenIds]:
         """Ids of each text alone, without <bos> and <eos>; a "<mask>" written in a text is ordinary text."""

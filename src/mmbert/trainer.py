@@ -16,17 +16,16 @@ from torch import nn
 from mmbert.atomic import make_folder
 from mmbert.checkpoint import (
     checkpoint_bytes,
-    is_valid,
     load_moments,
     load_weights,
     newest_checkpoint,
     prune,
     read_state,
-    step_folders,
     tidy,
 )
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
+from mmbert.finished import check_identity
 from mmbert.identity import KEPT, recipe
 from mmbert.ledger import last_saved_step
 from mmbert.loggers import build_loggers
@@ -90,22 +89,6 @@ class Phase:
         """All that a restart must have in common with the run, flat: key -> value."""
         streams = {f"shards.{name}": digest for name, digest in self.data.digests().items()}
         return {**recipe(self.config), **streams, "tokenizer.digest": self.tokenizer.digest}
-
-
-def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume a run whose data or recipe changed.
-
-    Raises:
-        ValueError: lists what differs.
-    """
-    changed = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    if changed:
-        shown = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise ValueError(
-            f"{checkpoint.parent} was trained with another recipe: {shown}{more}; restore it, or give this run "
-            "another `name` and this one as `parent`"
-        )
 
 
 def finished_parent(config: RunConfig, tokenizer: Tokenizer) -> Path | None:
@@ -181,25 +164,6 @@ def check_space(folder: Path, model: nn.Module) -> None:
             f"{folder}: a checkpoint takes {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; free some, or "
             "choose another run_root"
         )
-
-
-def is_finished(config: RunConfig) -> bool:
-    """Whether the run has reached its duration; hashes the checkpoint only if it says so.
-
-    Raises:
-        ValueError: it has, with another recipe: a longer duration, say, would be ignored.
-    """
-    for newest in step_folders(config.run_folder)[:1]:
-        try:
-            state = read_state(newest)
-        except (ValueError, OSError):
-            return False  # broken: whoever goes on with the run will say so
-        if state["finished"] and is_valid(newest):
-            saved = state["identity"].items()
-            asked = {key: value for key, value in saved if not key.startswith(("shards.", "tokenizer."))}
-            check_identity(newest, asked, recipe(config))
-            return True
-    return False
 
 
 def clear_up(config: RunConfig) -> None:

@@ -56,7 +56,7 @@ def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest,
     """
     if (validation := config.validation) is None:
         return ()
-    languages = read_languages(validation.languages, "validation")
+    languages = read_languages(validation.languages, "validation.languages")
     try:
         folder, remote = place_of(config)
         manifests = check_heldout(folder, validation.source, tokenizer, languages, remote)

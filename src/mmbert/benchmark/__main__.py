@@ -7,7 +7,7 @@ document of `mmbert.benchmark.result`; the options below are common to all.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mmbert.benchmark import environment, page
-from mmbert.benchmark.result import as_text, fact_line, gate_lines, parse_min_ratio, ratio_demands, table, unmet
+from mmbert.benchmark.result import as_text, demands, fact_line, gate_lines, parse_min_ratio, table, unmet
 from mmbert.command import errors_in_one_line
 from mmbert.evaluation.json_files import write_json
 
@@ -26,17 +26,20 @@ SUBCOMMANDS = {
     "head": "mmbert.benchmark.head",
     "data": "mmbert.benchmark.loader",
     "startup": "mmbert.benchmark.startup",
+    "page": "mmbert.benchmark.page",
 }
 """Imported only when called: transformers alone takes seconds."""
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[str, argparse.Namespace]:
+def parse_arguments(
+    arguments: Sequence[str], program: str = PROGRAM, subcommands: Mapping[str, str] = SUBCOMMANDS
+) -> tuple[str, argparse.Namespace]:
     """Name of the subcommand, and its options with the common ones."""
-    chooser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
-    chooser.add_argument("subcommand", choices=[*SUBCOMMANDS, "page"], help="what to measure; each has --help")
+    chooser = argparse.ArgumentParser(prog=program, description=__doc__)
+    chooser.add_argument("subcommand", choices=list(subcommands), help="what to measure; each has --help")
     name = chooser.parse_args(arguments[:1]).subcommand
-    module = page if name == "page" else import_module(SUBCOMMANDS[name])
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} {name}", description=module.__doc__, allow_abbrev=False)
+    module = import_module(subcommands[name])
+    parser = argparse.ArgumentParser(prog=f"{program} {name}", description=module.__doc__, allow_abbrev=False)
     module.add_options(parser)
     if name != "page":
         add_common_options(parser)
@@ -55,10 +58,13 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min-ratio", action="append", default=[], metavar="PEER=X", help="exit status 1 if ours is not so much faster"
     )
+    parser.add_argument(
+        "--min-cpu-ratio", action="append", default=[], metavar="PEER=X", help="as --min-ratio, by processor time"
+    )
 
 
 def check_common_options(options: argparse.Namespace) -> None:
-    """Refuse what cannot be, and read --min-ratio.
+    """Refuse what cannot be, and read --min-ratio and --min-cpu-ratio.
 
     Raises:
         ValueError: names the option, its value and the remedy.
@@ -68,28 +74,31 @@ def check_common_options(options: argparse.Namespace) -> None:
         if value is not None and value < least:
             raise ValueError(f"--{name} {value} must be at least {least}")
     options.min_ratio = [parse_min_ratio(text) for text in options.min_ratio]
+    options.min_cpu_ratio = [parse_min_ratio(text) for text in options.min_cpu_ratio]
 
 
-def measure(options: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, arguments: Sequence[str], program: str = PROGRAM) -> dict[str, Any]:
     """Run the subcommand; its document, completed."""
     check_common_options(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    surroundings = environment.describe(arguments)  # before the run: the load is the others'
+    surroundings = environment.describe(arguments, program)  # before the run: the load is the others'
     document = options.run(options)
-    demands = [asdict(demand) for demand in ratio_demands(document, options.min_ratio)]
-    return {**document, "demands": [*document["demands"], *demands], "environment": surroundings}
+    asked = [asdict(demand) for demand in demands(document, options)]
+    return {**document, "demands": [*document["demands"], *asked], "environment": surroundings}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None, program: str = PROGRAM, subcommands: Mapping[str, str] = SUBCOMMANDS
+) -> None:
     """Run the program; a mistake of the user, a gate or an unmet demand ends it with one line and exit status 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    name, options = parse_arguments(words)
+    name, options = parse_arguments(words, program, subcommands)
     with errors_in_one_line():
         if name == "page":
             page.run(options)
             return
-        document = measure(options, words)
+        document = measure(options, words, program)
         print(fact_line(document), *gate_lines(document), "", as_text(table(document)), sep="\n")
         if options.json is not None:
             write_json(options.json, document)

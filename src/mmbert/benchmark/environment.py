@@ -11,21 +11,24 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("mmbert", "torch", "transformers", "numpy", "mosaicml", "mosaicml-streaming", "flash-attn")
+PACKAGES = (
+    "mmbert", "torch", "transformers", "numpy", "mosaicml", "mosaicml-streaming", "flash-attn",
+    "tokenizers", "gigatoken", "datatrove", "datasets",
+)  # fmt: skip
 SETTINGS = ("MALLOC_", "GOMP_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "TOKENIZERS_PARALLELISM", "PYTORCH_", "CUDA_")
 """Beginnings of the environment variables that change speed or memory."""
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def describe(arguments: Sequence[str]) -> dict[str, Any]:
+def describe(arguments: Sequence[str], program: str) -> dict[str, Any]:
     """Command line, date and machine, in JSON's types.
 
     Args:
-        arguments: the words after `python -m mmbert.benchmark`.
+        arguments: the words after `program`.
     """
     name, features = processor()
     return {
-        "command": shlex.join(["python", "-m", "mmbert.benchmark", *arguments]),
+        "command": shlex.join([*program.split(), *arguments]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": name,
         "cpu_features": features,

@@ -99,7 +99,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
     if options.min_memory_ratio is not None and not options.min_memory_ratio > 0.0:
         raise ValueError(f"--min-memory-ratio {options.min_memory_ratio} must be above 0")
-    check_peers(options.min_ratio, [PEER])
+    check_peers(options, [PEER])
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

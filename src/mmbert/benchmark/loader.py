@@ -18,10 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmbert.benchmark.checkout import load_module
 from mmbert.benchmark.loader_costs import PERIOD_ROWS, costs_by_part, row_order_seconds, start_up
 from mmbert.benchmark.loader_ours import MaskedBatch, Ours, gates_of_ours, processor_seconds, run_through
-from mmbert.benchmark.loader_peers import HUGGING_FACE, PACKER, Peers, load_packer
-from mmbert.benchmark.result import OURS, Demand, check_gates, check_peers, document, parse_min_ratio
+from mmbert.benchmark.loader_peers import HUGGING_FACE, PACKER, Peers
+from mmbert.benchmark.result import OURS, check_gates, check_peers, document
 from mmbert.benchmark.synthetic_rows import (
     Shape,
     documents_of,
@@ -57,9 +58,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=STEP_TOKENS_PER_SECOND,
         help=f"speed of the step that data wait is measured for (default: {STEP_TOKENS_PER_SECOND:g})",
-    )
-    parser.add_argument(
-        "--min-cpu-ratio", action="append", default=[], metavar="PEER=X", help="as --min-ratio, by processor time"
     )
 
 
@@ -132,11 +130,9 @@ def data_wait(loaded: Iterator[MaskedBatch], step_seconds: float) -> float:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Write the rows, pass the gates, measure."""
     shape, streams = check_options(options)
-    least = [parse_min_ratio(text) for text in options.min_cpu_ratio]
     names = names_of(streams, options.modernbert is not None)
-    check_peers(options.min_ratio, names)
-    check_least(least, names)
-    packer = load_packer(options.modernbert) if options.modernbert else None
+    check_peers(options, names)
+    packer = load_module(options.modernbert, "sequence_packer") if options.modernbert else None
     with work_folder(options.keep) as folder, no_child_outlives():
         tokenizer = make_tokenizer(folder / "tokenizer", shape.vocab_size)
         rows = make_rows(shape, tokenizer)
@@ -155,10 +151,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         facts = {**facts_of(shape, rows), "workers": options.workers, **wait, **costs(ours, shape)}
         every = {name: peers.tokens.get(name, tokens) for name in samples}
         every |= {name: tokens * shape.microbatches for name in samples if name in lasting_names(streams)}
-        result = document("data", samples, every, gates, facts, peers.facts)
-    ratios = result["cpu_ratios"]
-    demands = [Demand(f"tokens per CPU second, ours / {name}", ratios[name]["median"], x) for name, x in least]
-    return {**result, "demands": [*result["demands"], *(vars(demand) for demand in demands)]}
+        return document("data", samples, every, gates, facts, peers.facts)
 
 
 def lasting_names(streams: Sequence[int]) -> list[str]:
@@ -173,13 +166,6 @@ def names_of(streams: Sequence[int], with_packer: bool) -> list[str]:
     """All candidates but OURS itself, which has the most streams."""
     ours = [*lasting_names(streams)[1:], f"{OURS}-{streams[0]}-fresh"]
     return [*ours, *([PACKER] if with_packer else []), *HUGGING_FACE]
-
-
-def check_least(least: Sequence[tuple[str, float]], names: Sequence[str]) -> None:
-    """Raise ValueError if --min-cpu-ratio names what does not run."""
-    for name, number in least:
-        if name not in names:
-            raise ValueError(f"--min-cpu-ratio {name}={number:g}: no such peer here, choose from {', '.join(names)}")
 
 
 def measure_all(

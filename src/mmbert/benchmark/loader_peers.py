@@ -1,5 +1,4 @@
 """The peers of the loader benchmark: ModernBERT's packer with its masking, and Hugging Face's masking collator."""
-import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,27 +17,6 @@ from mmbert.tokenizer import Tokenizer
 # Documents of an incoming batch and the packer's buffer, in multiples of the rows of a batch; its own default is 1, 5.
 PACKER_SETTINGS = ((1, 5), (1, 2), (2, 10), (4, 20), (5, 10))
 PACKER, HUGGING_FACE = "modernbert", ("hf", "hf-patched", "hf-tuned")
-
-
-def load_packer(checkout: Path) -> ModuleType:
-    """ModernBERT's src/sequence_packer.py.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or a package that it needs is missing.
-    """
-    path = checkout / "src" / "sequence_packer.py"
-    if not path.is_file():
-        raise FileNotFoundError(f"--modernbert {checkout}: no src/sequence_packer.py; name a checkout of ModernBERT")
-    spec = importlib.util.spec_from_file_location("modernbert_sequence_packer", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name
-        raise ValueError(f"--modernbert {checkout} needs {missing}: pip install {missing}, or leave it out") from None
-    return module
 
 
 class ConstantLength(PreTrainedTokenizerFast):

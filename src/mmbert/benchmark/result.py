@@ -1,5 +1,6 @@
 """The common shape of a benchmark's result: gates before the timing, figures after it, one table, one JSON document."""
 
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,12 +63,13 @@ def parse_min_ratio(text: str) -> tuple[str, float]:
     return peer, least
 
 
-def check_peers(min_ratio: Iterable[tuple[str, float]], peers: Iterable[str]) -> None:
-    """Raise ValueError if --min-ratio names a peer that does not run; call it before anything is timed."""
+def check_peers(options: Namespace, peers: Iterable[str]) -> None:
+    """Raise ValueError if --min-ratio or --min-cpu-ratio names a peer that does not run; before anything is timed."""
     known = list(peers)
-    for peer, least in min_ratio:
-        if peer not in known:
-            raise ValueError(f"--min-ratio {peer}={least:g}: no such peer here, choose from {', '.join(known)}")
+    for option, wanted in (("--min-ratio", options.min_ratio), ("--min-cpu-ratio", options.min_cpu_ratio)):
+        for peer, least in wanted:
+            if peer not in known:
+                raise ValueError(f"{option} {peer}={least:g}: no such peer here, choose from {', '.join(known)}")
 
 
 def document(
@@ -131,10 +133,13 @@ def figures(samples: Sequence[Sample], tokens: int) -> dict[str, Any]:
     }
 
 
-def ratio_demands(document: Mapping[str, Any], min_ratio: Iterable[tuple[str, float]]) -> list[Demand]:
-    """What --min-ratio asks of a finished document."""
-    ratios = document["ratios"]
-    return [Demand(f"throughput of ours / {peer}", ratios[peer]["median"], least) for peer, least in min_ratio]
+def demands(document: Mapping[str, Any], options: Namespace) -> list[Demand]:
+    """What --min-ratio and --min-cpu-ratio ask of a finished document."""
+    asked = [
+        ("throughput of ours", document["ratios"], options.min_ratio),
+        ("tokens per CPU second, ours", document["cpu_ratios"], options.min_cpu_ratio),
+    ]
+    return [Demand(f"{what} / {peer}", ratios[peer]["median"], x) for what, ratios, least in asked for peer, x in least]
 
 
 def unmet(document: Mapping[str, Any]) -> list[str]:
@@ -154,6 +159,7 @@ def table(document: Mapping[str, Any]) -> list[list[str]]:
         "CPU s": lambda _, figure: _spread(figure["cpu"], "{:.3f}"),
         "tokens/s": lambda _, figure: f"{figure['tokens_per_second']:,.0f}",
         "tokens/CPU s": lambda _, figure: f"{figure['tokens_per_cpu_second']:,.0f}",
+        "CPU s/MB": lambda _, figure: f"{figure['cpu']['median'] / figure['megabytes']:.3f}",
         "fill": lambda _, figure: f"{figure['fill']:.3f}",
         "GFLOP/s": lambda _, figure: f"{figure['flops_per_second'] / 1e9:,.1f}",
         "MFU": lambda _, figure: f"{figure['mfu']:.1%}",

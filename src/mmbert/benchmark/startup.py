@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mmbert.benchmark.result import OURS, document
+from mmbert.benchmark.result import OURS, check_peers, document
 from mmbert.benchmark.timing import measure
 
 IMPORTS = {
@@ -37,6 +37,7 @@ def start(modules: str) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Start a process for each of IMPORTS, in turn."""
+    check_peers(options, [])
     calls: dict[str, Callable[[], object]] = {name: partial(start, modules) for name, modules in IMPORTS.items()}
     samples = measure(calls, options.repetitions, options.warmup)
     notes = {name: {"note": f"import {modules}"} for name, modules in IMPORTS.items()}

@@ -94,7 +94,7 @@ def check_options(options: argparse.Namespace) -> torch.device:
     if len(set(names)) < len(names):
         raise ValueError(f"--peers {options.peers}: name each peer once")
     check_peers_run(names, device, options.precision)
-    check_peers(options.min_ratio, names)
+    check_peers(options, names)
     return device
 
 

@@ -17,6 +17,8 @@ from mmbert.remote_rows import RemoteRows
 Name = tuple[str, str]
 ESTIMATES = Path("yamls/published-sizes.csv")
 REQUIRED, OPTIONAL = ("source", "language", "tokens"), ("rows", "documents")
+# What data_prep.count writes besides; a plan needs none of it.
+BESIDES = ("characters", "bytes", "words", "text_tokens", "unknown_tokens", "byte_tokens")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Counts:
 def read_counts(path: Path) -> dict[Name, Count]:
     """The table of counts: a CSV with the columns source, language, tokens, and optionally rows and documents.
 
+    Those that data_prep.count writes besides are passed over.
+
     Raises:
         FileNotFoundError, ValueError: names the file, the line and the remedy.
     """
@@ -60,7 +64,7 @@ def read_counts(path: Path) -> dict[Name, Count]:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         heads = reader.fieldnames or []
-        if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL}:
+        if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL, *BESIDES}:
             raise ValueError(
                 f"--counts {path}: columns {', '.join(heads)}; must be {', '.join(REQUIRED)} and may be "
                 f"{', '.join(OPTIONAL)}"
@@ -70,7 +74,7 @@ def read_counts(path: Path) -> dict[Name, Count]:
             if name in counts:
                 raise ValueError(f"--counts {path} line {reader.line_num}: {'/'.join(name)} stands there twice")
             numbers = {key: whole(line[key], f"--counts {path} line {reader.line_num}: {key}")
-                       for key in heads if key not in ("source", "language")}  # fmt: skip
+                       for key in ("tokens", *OPTIONAL) if key in heads}  # fmt: skip
             counts[name] = Count(**numbers)
     return counts
 

@@ -1,0 +1,199 @@
+r"""Count text: documents, characters, bytes, words and tokens of every language; or what finished rows hold.
+
+    python -m data_prep.count --input data/demo/text --source udhr --tokenizer data/demo/tokenizer \
+        --output data/demo/counts
+    python -m data_prep.count --shards data/demo/shards-256 --output data/demo/counts-256
+
+Writes counts.csv, which `make plan COUNTS=...` reads, counts.png and, to the console, a table. With several tokenizers
+each has a CSV of its own, counts-<name>.csv. A duplicate counts as often as it is there. A process holds as much text
+as a batch, or one document.
+"""
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.count_figure import draw_counts
+from data_prep.count_table import counts_table
+from data_prep.counts import Counts, counts_csv, total
+from data_prep.fast_tokenizer import BACKENDS, Backend, Encoder, encoder
+from data_prep.formats import read_texts
+from data_prep.inputs import InputFile, Inputs, Stream, find_inputs
+from data_prep.normalise import normalise
+from data_prep.parallel import spread
+from data_prep.split import document_hash
+from data_prep.train_tokenizer import BYTE_TOKENS
+from data_prep.verify import find_streams
+from mmbert.atomic import write_file
+from mmbert.command import errors_in_one_line
+from mmbert.manifest import read_manifest
+from mmbert.packing import WRAPPER_TOKENS
+from mmbert.tokenizer import load_tokenizer
+
+BATCH = 2**22  # characters that are encoded at a time
+
+Tables = dict[str, dict[Stream, Counts]]  # of each tokenizer, by its name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How text is counted; `heldout_rate` 0 counts all of it."""
+
+    tokenizers: tuple[Path, ...]
+    backend: Backend
+    heldout_rate: float
+    text_key: str
+
+
+def count_file(file: InputFile, settings: Settings) -> list[Counts]:
+    """What one file holds, with each tokenizer."""
+    sums = [Counts()] * len(settings.tokenizers)
+    for texts in batches(file, settings):
+        sums = [
+            total([so_far, count_texts(texts, *loaded(folder, settings.backend))])
+            for so_far, folder in zip(sums, settings.tokenizers, strict=True)
+        ]
+    return sums
+
+
+def batches(file: InputFile, settings: Settings) -> Iterator[list[str]]:
+    """The documents of a file, normalised as `prepare` does it, some at a time."""
+    texts: list[str] = []
+    characters = 0
+    for text in read_texts(file, settings.text_key):
+        document = normalise(text)
+        if not document or (settings.heldout_rate and document_hash(document) < settings.heldout_rate):
+            continue
+        texts.append(document)
+        characters += len(document)
+        if characters >= BATCH:
+            yield texts
+            texts, characters = [], 0
+    if texts:
+        yield texts
+
+
+def count_texts(texts: list[str], encode: Encoder, is_byte: NDArray[np.bool_]) -> Counts:
+    """What some documents hold.
+
+    Args:
+        is_byte: (vocabulary,) which tokens stand for one byte.
+    """
+    ids = np.concatenate(encode(texts))
+    return Counts(
+        tokens=len(ids) + WRAPPER_TOKENS * len(texts),
+        documents=len(texts),
+        characters=sum(map(len, texts)),
+        bytes=sum(len(text.encode()) for text in texts),
+        words=sum(len(text.split()) for text in texts),
+        text_tokens=len(ids),
+        unknown_tokens=int((ids == encode.tokenizer.unk_token_id).sum()),
+        byte_tokens=int(is_byte[ids].sum()),
+    )
+
+
+@cache
+def loaded(folder: Path, backend: Backend) -> tuple[Encoder, NDArray[np.bool_]]:
+    """A tokenizer, and which of its ids stand for one byte."""
+    tokenizer = load_tokenizer(folder)
+    is_byte = np.zeros(tokenizer.vocab_size, dtype=bool)
+    vocabulary = tokenizer.backend.get_vocab()
+    is_byte[[vocabulary[token] for token in BYTE_TOKENS if token in vocabulary]] = True
+    return encoder(tokenizer, backend), is_byte
+
+
+def count_inputs(inputs: Inputs, settings: Settings, workers: int) -> Tables:
+    """What each stream holds, with each tokenizer. Streams without text are left out."""
+    files = [(stream, file) for stream, of_stream in inputs.items() for file in of_stream]
+    tables: Tables = {folder.name: dict.fromkeys(inputs, Counts()) for folder in settings.tokenizers}
+    found = spread(partial(count_file, settings=settings), [file for _, file in files], workers, "count")
+    for (stream, _), counts in zip(files, found, strict=True):
+        for table, each in zip(tables.values(), counts, strict=True):
+            table[stream] = total([table[stream], each])
+    return {name: {stream: each for stream, each in table.items() if each.documents} for name, table in tables.items()}
+
+
+def count_shards(root: Path) -> dict[Stream, Counts]:
+    """What the training rows of a shards folder hold, by their manifests."""
+    manifests = [read_manifest(folder) for folder in find_streams(root) if folder.parts[-3] == "train"]
+    return {
+        (manifest.source, manifest.language): Counts(
+            tokens=manifest.tokens,
+            rows=manifest.rows,
+            documents=manifest.documents,
+            characters=None,
+            bytes=manifest.text_bytes,
+            words=None,
+            text_tokens=None,
+            unknown_tokens=None,
+            byte_tokens=None,
+        )
+        for manifest in manifests
+    }
+
+
+def write_counts(tables: Tables, output: Path) -> None:
+    """A CSV for each tokenizer, and the figure of all."""
+    for name, table in tables.items():
+        path = output / ("counts.csv" if len(tables) == 1 else f"counts-{name}.csv")
+        write_file(path, counts_csv(table).encode())
+        print(f"{name}\n{counts_table(table)}\n{path}: {len(table):,} streams")
+    write_file(output / "counts.png", draw_counts(tables))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Count text and its tokens, or finished rows.")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", help="text: a file, or a folder with <language>.jsonl or <language>/")
+    what.add_argument("--shards", type=Path, help="a folder of data_prep.prepare: its manifests are read, nothing else")
+    parser.add_argument("--tokenizer", type=Path, action="append", help="tokenizer folder; may be given several times")
+    parser.add_argument("--output", type=Path, required=True, help="folder for counts.csv and counts.png")
+    parser.add_argument("--source", default="mine", help="name of the corpus (default: %(default)s)")
+    parser.add_argument("--language", help="of all the text, where its names say none")
+    parser.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
+    parser.add_argument("--heldout-rate", type=float, default=0.0, help="leave out what prepare holds out at this rate")
+    parser.add_argument("--tokenizer-backend", choices=BACKENDS, default="auto", help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    return parser.parse_args()
+
+
+def count_text(arguments: argparse.Namespace) -> Tables:
+    """The tables of --input.
+
+    Raises:
+        ValueError: no tokenizer was given, or two folders of one name.
+    """
+    folders = tuple(arguments.tokenizer or ())
+    names = [folder.name for folder in folders]
+    if not folders or len(set(names)) < len(names):
+        raise ValueError(f"--tokenizer {' '.join(names) or 'is missing'}: give one, or several of different names")
+    for folder in folders:
+        print(f"{folder}: encoded by {loaded(folder, arguments.tokenizer_backend)[0].description}")
+    settings = Settings(folders, arguments.tokenizer_backend, arguments.heldout_rate, arguments.text_key)
+    inputs = find_inputs(arguments.input, arguments.source, arguments.language)
+    tables = count_inputs(inputs, settings, arguments.workers)
+    if empty := sorted("/".join(stream) for stream in inputs.keys() - tables[names[0]].keys()):
+        print(f"no text in {', '.join(empty)}")
+    return tables
+
+
+@errors_in_one_line()
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.shards:
+        tables = {f"training rows in {arguments.shards}": count_shards(arguments.shards)}
+    else:
+        tables = count_text(arguments)
+    if not any(tables.values()):
+        raise ValueError(f"{arguments.input or arguments.shards} holds nothing to count")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_counts(tables, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

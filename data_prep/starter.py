@@ -1,0 +1,116 @@
+r"""Write a first YAML for prepared rows: all their languages in one group, from random weights.
+
+    python -m data_prep.starter --rows data/mine/rows-1024 --tokenizer data/tokenizer-gemma2 \
+        --output data/mine/train.yaml
+
+It is a beginning that trains, not a recipe: change what you like. A file that is there already stays as it is.
+"""
+import argparse
+import os
+from pathlib import Path
+
+from data_prep.verify import find_streams
+from mmbert.atomic import write_file
+from mmbert.command import errors_in_one_line
+from mmbert.manifest import Manifest, read_manifest
+
+PASSES = 2  # over the text; temperature gives small languages up to twice as many
+BATCHES = 1000  # optimizer steps that a phase should have at least, where the text allows it
+SMALLEST, LARGEST = 8, 512  # rows of a global batch
+GPU = Path("/dev/nvidia0")
+TEMPLATE = """\
+# Made by data_prep.starter from {rows}: {tokens:,} tokens in {num_languages} languages.
+# Train: composer main.py {path}
+extends: [{common}, {model}]
+name: {name}
+run_root: runs/{name}
+tokenizer: {tokenizer}
+duration: {duration} # {passes:.1f} passes over the text; a small language is seen {repeats} times at most
+max_seq_len: {row_length}
+global_train_batch_size: {batch}
+device_train_microbatch_size: 8
+mask_rate: 0.30
+{machine}model:
+  vocab_size: {vocab_size}
+  max_position_embeddings: {max_position_embeddings}
+  global_rope_theta: 10000
+  local_rope_theta: 10000
+learning_rate: {{shape: warmup_stable_decay, warmup: {warmup}, decay: {decay}, floor: 0.02}}
+checkpoint: {{interval: {interval}}}
+validation: {{interval: {interval}, root: {rows}, source: {source}, languages: [{heldout}], rows: 128}}
+data:
+  root: {rows}
+  period_rows: {period_rows}
+  mixture:
+    {source}: {{source: {source}, languages: [{languages}], share: 1.0, tau: 0.5, max_repeats: {repeats}}}
+"""
+CPU_LINES = "device: cpu # no GPU was seen when this was made: a tiny model, in fp32\nprecision: fp32\n"
+
+
+def batch_rows(tokens: int, row_length: int) -> int:
+    """Rows of a global batch: a power of two that leaves `BATCHES` steps, within the bounds."""
+    rows = SMALLEST
+    while 2 * rows <= LARGEST and PASSES * tokens >= 2 * rows * row_length * BATCHES:
+        rows *= 2
+    return rows
+
+
+def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, on_gpu: bool) -> str:
+    """The YAML.
+
+    Raises:
+        ValueError: the rows are of several sources.
+    """
+    train = [manifest for manifest in manifests if manifest.split == "train"]
+    if len(sources := sorted({manifest.source for manifest in train})) > 1:
+        raise ValueError(f"{rows} holds several sources, {', '.join(sources)}: write the mixture yourself")
+    tokens, row_length = sum(manifest.tokens for manifest in train), train[0].row_length
+    batch = batch_rows(tokens, row_length)
+    steps = max(10, -(-PASSES * tokens // (batch * row_length)))
+    duration = steps * batch * row_length
+    yamls = Path(os.path.relpath("yamls", path.parent))
+    return TEMPLATE.format(
+        rows=rows,
+        tokens=tokens,
+        num_languages=len(train),
+        path=path,
+        common=yamls / "common.yaml",
+        model=yamls / "model" / ("small.yaml" if on_gpu else "tiny.yaml"),
+        name=path.parent.name,
+        tokenizer=tokenizer,
+        duration=duration,
+        passes=duration / tokens,
+        repeats=max(2 * PASSES, -(-duration // tokens)),
+        row_length=row_length,
+        batch=batch,
+        machine="" if on_gpu else CPU_LINES,
+        vocab_size=train[0].vocab_size,
+        max_position_embeddings=max(8192, row_length),
+        warmup=duration // 20,
+        decay=duration // 4,
+        interval=duration // 10,
+        source=train[0].source,
+        heldout=", ".join(manifest.language for manifest in manifests if manifest.split == "heldout"),
+        period_rows=batch * min(steps, 100),
+        languages=", ".join(manifest.language for manifest in train),
+    )
+
+
+@errors_in_one_line()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a first YAML for prepared rows.")
+    parser.add_argument("--rows", type=Path, required=True, help="shards folder, made by data_prep.prepare")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder that they were made with")
+    parser.add_argument("--output", type=Path, required=True, help="YAML to write")
+    arguments = parser.parse_args()
+    if arguments.output.exists():
+        print(f"{arguments.output} is there already, and stays as it is")
+    else:
+        manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
+        content = starter(manifests, arguments.rows, arguments.tokenizer, arguments.output, GPU.exists())
+        write_file(arguments.output, content.encode())
+    print(f"Train: composer main.py {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Submits a chain of phases, their conversion and evaluation, each job behind those that it needs:
+#   slurm/all_phases.sh [--dry-run] [--train-only] [CONFIG ...] [key.sub=value ...]
+# in the root of the repository; without a CONFIG the paper's five phases. What is finished is left out, and what is
+# queued or running is not submitted again, so the same command goes on after anything.
+set -euo pipefail
+source slurm/settings.sh
+
+dry_run=false stages=()
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --dry-run) dry_run=true ;;
+    --train-only) stages=(--train-only) ;;
+    *) echo "error: $1 is no option; there are --dry-run and --train-only" >&2; exit 1 ;;
+  esac
+  shift
+done
+if [[ $# = 0 || $1 == *=* ]]; then
+  set -- yamls/phase{1,2,3-eng,3-cont,3-all}.yaml "$@"
+fi
+list=$(run_python -m mmbert.stages "${stages[@]}" "$@")
+queue=$(squeue --me --noheader --format='%A %k') || $dry_run  # which may be asked where there is no Slurm
+
+submit() {  # NAME [argument of sbatch ...]: sets job[NAME]
+  local name=$1
+  shift
+  local command=(sbatch --parsable ${ACCOUNT:+--account="$ACCOUNT"} ${PARTITION:+--partition="$PARTITION"}
+    --time="$TIME" "${OPTIONS[@]}" "$@")
+  if $dry_run; then
+    echo "${command[*]@Q}"
+    job[$name]=NUMBER_OF_$name
+  else
+    job[$name]=$("${command[@]}" | cut -d';' -f1)
+    echo "$name: job ${job[$name]}${after:+, after ${after#:}}"
+  fi
+}
+
+declare -A job
+while IFS=$'\t' read -r -a field; do
+  name=${field[0]} result=${field[1]} arguments=("${field[@]:4}") after=
+  if [ "${field[2]}" = "done" ]; then
+    echo "$name: done"
+    continue
+  fi
+  job[$name]=$(awk -v result="$result" 'substr($0, index($0, " ") + 1) == result { print $1; exit }' <<< "$queue")
+  if [ -n "${job[$name]}" ]; then
+    echo "$name: job ${job[$name]} is queued already"
+    continue
+  fi
+  for need in ${field[3]//,/ }; do
+    after+=${job[$need]:+:${job[$need]}}
+  done
+  options=(--job-name="$name" --comment="$result" --output="$LOGS/$name-%j.log"
+    ${after:+--dependency=afterok"$after" --kill-on-invalid-dep=yes})
+  if [ "${arguments[0]}" = main.py ]; then
+    ((GPUS_PER_NODE == 0)) || options+=(--gpus-per-node="$GPUS_PER_NODE")
+    submit "$name" "${options[@]}" --cpus-per-task="$CPUS_PER_NODE" --nodes="$NODES" slurm/train.sbatch "${arguments[@]:1}"
+  else
+    ((GPUS_PER_NODE == 0)) || options+=(--gpus-per-node=1)
+    cpus=$((CPUS_PER_NODE / (GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1)))
+    submit "$name" "${options[@]}" --cpus-per-task="$cpus" slurm/one_task.sbatch "${arguments[@]}"
+  fi
+done <<< "$list"

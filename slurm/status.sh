@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Where a chain of phases is: slurm/status.sh [CONFIG ...] [key.sub=value ...], as given to all_phases.sh.
+set -euo pipefail
+source slurm/settings.sh
+if [[ $# = 0 || $1 == *=* ]]; then
+  set -- yamls/phase{1,2,3-eng,3-cont,3-all}.yaml "$@"
+fi
+run_python -m mmbert.status "$@"

@@ -1,0 +1,138 @@
+"""The jobs of a chain of phases, in an order in which they can run: python -m mmbert.stages CONFIG ... [key=value ...]
+
+Each phase is trained, converted, and evaluated where it names a `validation`; a report is the last. One line a stage,
+for slurm/all_phases.sh: name, result, `done` or `todo`, the stages that it needs, and the arguments of Python, between
+tabs.
+"""
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmbert.checkpoint import newest_checkpoint
+from mmbert.command import errors_in_one_line
+from mmbert.config import RunConfig, load_config
+from mmbert.file_contents import parse_object, sha256_of
+from mmbert.finished import is_finished
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One job.
+
+    Attributes:
+        result: what it writes; names the job among all of a user's.
+        needs: names of the stages that must be done before.
+        arguments: of Python, from the root of the repository.
+    """
+
+    name: str
+    result: Path
+    needs: tuple[str, ...]
+    arguments: tuple[str, ...]
+    is_done: bool
+
+    def line(self) -> str:
+        """For the shell; no part may hold a tab or be empty."""
+        state, needs = "done" if self.is_done else "todo", ",".join(self.needs) or "-"
+        return "\t".join((self.name, str(self.result.absolute()), state, needs, *self.arguments))
+
+
+def training(path: str, config: RunConfig, overrides: Sequence[str], earlier: Sequence[RunConfig]) -> Stage:
+    """Train one phase.
+
+    Raises:
+        ValueError: its parent is neither finished nor among the earlier ones.
+    """
+    parent = config.parent
+    needs = tuple(other.name for other in earlier if other.name == parent)
+    if parent and not needs and not (Path(config.run_root) / parent).is_dir():
+        raise ValueError(f"{path}: its parent {parent} has not run; name the YAML of {parent} before it")
+    return Stage(config.name, config.run_folder, needs, ("main.py", path, *overrides), is_finished(config))
+
+
+def conversion(config: RunConfig, trained: Stage) -> Stage:
+    """Convert a phase to Hugging Face."""
+    folder = config.run_folder / "hf"
+    arguments = ("-m", "mmbert.convert_to_hf", "--checkpoint", str(config.run_folder), "--output", str(folder))
+    return Stage(f"{config.name}-hf", folder, (trained.name,), arguments, trained.is_done and is_converted(config))
+
+
+def is_converted(config: RunConfig) -> bool:
+    """Whether the converted model is that of the newest checkpoint."""
+    record = config.run_folder / "hf" / "conversion.json"
+    if not record.is_file():
+        return False
+    manifest = newest_checkpoint(config.run_folder) / "manifest.json"
+    return parse_object(record.read_bytes(), record, "delete it").get("checkpoint_sha256") == sha256_of(manifest)
+
+
+def evaluation(config: RunConfig, converted: Stage) -> list[Stage]:
+    """Score a phase's held-out text, if it names any."""
+    if config.validation is None:
+        return []
+    result = config.run_folder / "bits_per_byte.json"
+    options = {"model": converted.result, "shards": config.validation.root, "source": config.validation.source}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    is_done = converted.is_done and is_newer(result, [converted.result / "conversion.json"])
+    return [Stage(
+        f"{config.name}-bits", result, (converted.name,),
+        ("-m", "mmbert.evaluation.bits_per_byte", *arguments, "--num-masks", "1", "--output", str(result)), is_done,
+    )]  # fmt: skip
+
+
+def report(run_root: str, phases: Sequence[str], evaluated: Sequence[Stage]) -> Stage:
+    """One page of all that was evaluated."""
+    result = Path(run_root) / "report.html"
+    arguments = ("-m", "mmbert.evaluation.report", "--run-root", run_root, "--phases", *phases, "--output", run_root)
+    is_done = all(stage.is_done for stage in evaluated) and is_newer(result, [stage.result for stage in evaluated])
+    return Stage("report", result, tuple(stage.name for stage in evaluated), arguments, is_done)
+
+
+def is_newer(result: Path, sources: Sequence[Path]) -> bool:
+    """Whether it is there and younger than what it was made from."""
+    return result.is_file() and all(result.stat().st_mtime >= source.stat().st_mtime for source in sources)
+
+
+def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool = False) -> list[Stage]:
+    """All stages of these phases, each behind what it needs.
+
+    Args:
+        paths: YAMLs, parents first.
+        overrides: `key.sub=value`, for every phase.
+
+    Raises:
+        FileNotFoundError, ValueError: a configuration cannot be read, a parent is missing, or the run roots differ.
+    """
+    configs = [load_config(path, overrides) for path in paths]
+    if len(roots := sorted({config.run_root for config in configs})) > 1:
+        raise ValueError(f"the phases of a chain share one run_root, not {' and '.join(roots)}")
+    found = [training(paths[i], config, overrides, configs[:i]) for i, config in enumerate(configs)]
+    if train_only:
+        return found
+    for config, trained in zip(configs, tuple(found), strict=True):
+        converted = conversion(config, trained)
+        found += [converted, *evaluation(config, converted)]
+    evaluated = [stage for stage in found if stage.result.name == "bits_per_byte.json"]
+    phases = [config.name for config in configs if config.validation]
+    return [*found, report(roots[0], phases, evaluated)] if evaluated else found
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """YAMLs and overrides."""
+    return [text for text in arguments if "=" not in text], [text for text in arguments if "=" in text]
+
+
+def main() -> None:
+    """Print the stages; a mistake of the user ends it with one line and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m mmbert.stages", description="The jobs of a chain of phases.")
+    parser.add_argument("--train-only", action="store_true", help="no conversion, evaluation and report")
+    parser.add_argument("arguments", nargs="+", metavar="CONFIG", help="YAMLs, parents first; key.sub=value for all")
+    options = parser.parse_args()
+    with errors_in_one_line():
+        for stage in stages(*split(options.arguments), options.train_only):
+            print(stage.line())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The scripts of slurm/ without a Slurm: what they would submit, and what a linter says of them."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slurm
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "slurm").glob("*"))
+SETTINGS = """
+ACCOUNT=mine PARTITION=gpus CPU_PARTITION=cpus TIME=1:00:00 NODES=${{NODES:-1}} GPUS_PER_NODE=8 CPUS_PER_NODE=64
+OPTIONS=(--qos=long "--comment2=two words") INTERFACE= CACHE= LOGS={folder} CONTAINER=(env IN_CONTAINER=1)
+activate() {{ export PATH={python}:$PATH; }}
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Of a user with a cluster.env of 8 GPUs a node."""
+    (tmp_path / "cluster.env").write_text(SETTINGS.format(folder=tmp_path, python=Path(sys.executable).parent))
+    without_slurm = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return {**without_slurm, "CLUSTER_ENV": str(tmp_path / "cluster.env")}
+
+
+def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_a_dry_run_prints_the_jobs_of_the_papers_phases(environment: dict[str, str]) -> None:
+    result = run({**environment, "NODES": "4"}, "slurm/all_phases.sh", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.replace("'", "").splitlines()
+    assert len(lines) == 5 + 5 + 5 + 1  # train, convert, evaluate, report
+    assert all(line.startswith("sbatch --parsable --account=mine --partition=gpus --time=1:00:00") for line in lines)
+    assert all("--qos=long --comment2=two words" in line for line in lines)
+    assert sum("--gpus-per-node=1 --cpus-per-task=8 slurm/one_task.sbatch" in line for line in lines) == 11
+    decays = [line for line in lines if "slurm/train.sbatch yamls/phase3" in line]
+    assert len(decays) == 3
+    for line in decays:
+        assert "--dependency=afterok:NUMBER_OF_phase2 --kill-on-invalid-dep=yes" in line
+        assert "--gpus-per-node=8 --cpus-per-task=64 --nodes=4" in line
+
+
+def test_train_outside_a_job_submits_one(environment: dict[str, str]) -> None:
+    result = run(environment, "slurm/train.sbatch", "--dry-run", "yamls/phase1.yaml", "optimizer.lr=1e-3")
+    assert result.stdout.count("sbatch --parsable".replace(" ", "' '")) == 1
+    assert result.stdout.strip().endswith("'slurm/train.sbatch' 'yamls/phase1.yaml' 'optimizer.lr=1e-3'")
+
+
+def test_a_mistake_is_told_before_anything_is_submitted(environment: dict[str, str], tmp_path: Path) -> None:
+    result = run(environment, "slurm/all_phases.sh", "--dry-run", "yamls/phase1.yaml", "optimiser.lr=1e-3")
+    assert result.returncode == 1
+    assert "optimiser" in result.stderr
+    result = run({**environment, "CLUSTER_ENV": str(tmp_path / "none")}, "slurm/all_phases.sh", "--dry-run")
+    assert result.returncode == 1
+    assert "cluster.env.example" in result.stderr
+
+
+def test_the_linter_of_the_shell_has_nothing_to_say() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck: `apt-get install shellcheck`, as `make slurm-test` does where it may")
+    result = subprocess.run(["shellcheck", "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout

@@ -1,0 +1,229 @@
+"""Cleaning: planted near duplicates are found at the rate of the theory, counts add up, kills change no byte."""
+import json
+import multiprocessing
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zstandard
+
+from data_prep import clean, clean_language
+from data_prep.clean_filters import Cleaning
+from data_prep.inputs import find_inputs
+from tests.synthetic_corpus import seeded, write_corpus
+
+QUALITY = ("repetition", "gopher", "fineweb")
+
+
+def read(path: Path) -> list[dict]:
+    """The records of a compressed file."""
+    text = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()).decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def records(folder: Path, pattern: str = "*") -> list[dict]:
+    return [record for path in sorted(folder.glob(pattern)) for record in read(path)]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Path -> bytes of all a run leaves, but for its lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def write(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def make_jobs(corpus: Path, output: Path, cleaning: Cleaning, keep_dropped: bool = True) -> list[clean_language.Job]:
+    arguments = SimpleNamespace(output=output, text_key="text", keep_dropped=keep_dropped)
+    return clean.make_jobs(arguments, cleaning, find_inputs(str(corpus), "clean"))
+
+
+def run_here(jobs: list[clean_language.Job]) -> None:
+    """All stages in this process."""
+    for job in jobs:
+        for number in range(len(job.parts)):
+            clean_language.filter_part(job, number)
+        clean_language.finish_language(job)
+
+
+def run(monkeypatch, corpus: Path, output: Path, *options: str) -> None:
+    """The program."""
+    monkeypatch.setattr("sys.argv", ["clean", "--input", str(corpus), "--output", str(output), *options])
+    clean.main()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clean") / "corpus"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.synthetic_corpus.COPY_RATE", 0.2)
+        write_corpus(folder, num_languages=6, num_bytes=600_000, seed=3)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- MinHash
+def pair(rng: np.random.Generator, similarity: float, words: int = 104) -> tuple[str, str]:
+    """Two texts whose sets of 5-grams have this Jaccard similarity, as nearly as whole words allow."""
+    first, second = (["".join(word) for word in rng.choice(list("aeioudfgklmnrst"), (words, 9))] for _ in range(2))
+    shingles = words - 4
+    shared = round(2 * shingles * similarity / (1 + similarity))
+    return " ".join(first), " ".join(first[: shared + 4] + second[shared + 4 :])
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.65, 0.75, 0.85, 1.0])
+def test_near_duplicates_are_found_as_often_as_the_theory_says(tmp_path, similarity):
+    num_pairs = 300
+    pairs = [pair(seeded(0, similarity, number), similarity) for number in range(num_pairs)]
+    write(tmp_path / "in" / "fao" / "a.jsonl", [first for first, _ in pairs])
+    write(tmp_path / "in" / "fao" / "b.jsonl", [second for _, second in pairs])
+    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
+    run_here([job])
+    kept = {record["text"] for record in records(tmp_path / "out" / "text" / "fao")}
+    dropped = len(records(tmp_path / "out" / "dropped" / "fao"))
+    found = 1 - (1 - similarity**8) ** 14
+    assert dropped == pytest.approx(num_pairs * found, abs=4 * (num_pairs * found * (1 - found)) ** 0.5 + 1e-9)
+    assert all(first in kept or second in kept for first, second in pairs)  # texts of two pairs share nothing
+
+
+def test_near_duplicates_in_several_parts_leave_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(clean, "PART_BYTES", 1)
+    first, second = pair(seeded(0), 0.98)
+    others = [pair(seeded(number), 0.98)[0] for number in range(1, 9)]
+    for number, texts in enumerate([[others[0], first], [second, others[1]], [*others[2:], first]]):
+        write(tmp_path / "in" / "fao" / f"{number}.jsonl", texts)
+    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
+    assert len(job.parts) == 3
+    run_here([job])
+    kept = [record["text"] for record in records(tmp_path / "out" / "text" / "fao")]
+    assert sorted(kept) in (sorted([*others, first]), sorted([*others, second]))
+    assert [record["step"] for record in records(tmp_path / "out" / "dropped" / "fao")] == ["minhash", "minhash"]
+
+
+def test_a_signature_does_not_depend_on_how_many_shingles_are_hashed_at_a_time(tmp_path, monkeypatch):
+    block = clean_language.Signature(str(tmp_path), clean_language.CONFIG, clean_language.words_of("fao", "unicode"))
+    shingles = block.get_shingles(pair(seeded(0), 0.5, words=1000)[0])
+    expected = super(clean_language.Signature, block).get_signature(shingles)
+    monkeypatch.setattr(clean_language, "SHINGLES", 7)
+    assert block.get_signature(shingles) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- the program
+def test_counts_add_up_and_every_document_is_kept_or_dropped(corpus, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, corpus, tmp_path, "--quality", *QUALITY, "--minhash", "--keep-dropped", "--workers", "2")
+    report = json.loads((tmp_path / "clean.json").read_text())["languages"]
+    for (_, language), files in find_inputs(str(corpus), "clean").items():
+        counts = report[language]
+        texts = [text for file in files for text in clean_language.read_texts(file)]
+        kept = [record["text"] for record in records(tmp_path / "text" / language)]
+        dropped = records(tmp_path / "dropped" / language)
+        assert sorted([*kept, *(record["text"] for record in dropped)]) == sorted(texts)
+        assert counts["read"] == {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+        assert counts["kept"] == {"documents": len(kept), "bytes": sum(len(text.encode()) for text in kept)}
+        for step, drops in counts["dropped"].items():
+            of_step = [record for record in dropped if record["step"] == step]
+            assert drops["documents"] == len(of_step) == sum(drops["reasons"].values())
+            assert drops["bytes"] == sum(len(record["text"].encode()) for record in of_step)
+    assert sum(counts["dropped"]["minhash"]["documents"] for counts in report.values()) > 0
+    assert sum(counts["dropped"]["gopher"]["documents"] for counts in report.values()) > 0
+    assert f"{len(report)} languages" in capsys.readouterr().out
+
+
+def test_bytes_do_not_depend_on_workers_and_a_second_run_does_nothing(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(clean, "PART_BYTES", 50_000)
+    for workers in ("1", "3"):
+        run(monkeypatch, corpus, tmp_path / workers, "--quality", "repetition", "--minhash", "--workers", workers)
+    assert tree(tmp_path / "1") == tree(tmp_path / "3")
+    monkeypatch.setattr(clean, "filter_part", partial(pytest.fail, "it was done already"))
+    monkeypatch.setattr(clean, "finish_language", partial(pytest.fail, "it was done already"))
+    run(monkeypatch, corpus, tmp_path / "1", "--quality", "repetition", "--minhash", "--workers", "1")
+
+
+def test_a_changed_file_redoes_its_language_alone(tmp_path, monkeypatch):
+    for language in ("fao", "isl"):
+        write(tmp_path / "in" / f"{language}.jsonl", [pair(seeded(language, 1), 0.5)[0]])
+    run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "text").rglob("*.zst")}
+    write(tmp_path / "in" / "fao.jsonl", list(pair(seeded(2), 0.1)))
+    run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+    changed = [path.parent.name for path in before if path.stat().st_mtime_ns != before[path]]
+    assert changed == ["fao"]
+    assert len(records(tmp_path / "out" / "text" / "fao")) == 2
+
+
+def test_a_part_that_is_done_is_not_read_again(tmp_path):
+    write(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
+    clean_language.filter_part(job, 0)
+    (tmp_path / "in" / "fao.jsonl").unlink()
+    run_here([job])
+    assert len(records(tmp_path / "out" / "text" / "fao")) == 1
+
+
+def test_a_broken_file_is_named_and_the_other_languages_are_cleaned(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    (tmp_path / "in" / "isl.jsonl").write_text('{"text": "halló"}\n{"text": "hall\n')
+    with pytest.raises(SystemExit, match=r"isl was not cleaned: .*isl\.jsonl:2"):
+        run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+    assert [path.name for path in (tmp_path / "out" / "text").iterdir()] == ["fao"]
+    assert list(json.loads((tmp_path / "out" / "clean.json").read_text())["failed"]) == ["isl"]
+
+
+def test_a_language_without_a_good_document_has_no_text(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "fao.jsonl", ["stutt", " \n"])
+    run(monkeypatch, tmp_path / "in", tmp_path / "out", "--quality", "gopher", "--workers", "1")
+    assert not (tmp_path / "out" / "text" / "fao").exists()
+    dropped = json.loads((tmp_path / "out" / "clean.json").read_text())["languages"]["fao"]["dropped"]
+    assert dropped["empty"]["documents"] == 1
+    assert dropped["gopher"]["reasons"] == {"gopher_short_doc": 1}
+
+
+# --------------------------------------------------------------------------------------------------------------- kills
+POINTS = ["publish_folder", "write_json", "write_signatures", "find_duplicates", "finish_part", "remove"]
+
+
+def run_and_die(jobs: list[clean_language.Job], deaths: int) -> None:
+    """Run, and be killed by SIGKILL where one of POINTS is about to be called for the `deaths`-th time, from 0."""
+    calls = iter(range(10**9))
+
+    def guarded(function):
+        def call(*arguments, **options):
+            if next(calls) == deaths:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in POINTS:
+        setattr(clean_language, name, guarded(getattr(clean_language, name)))
+    run_here(jobs)
+
+
+def test_a_kill_between_any_two_steps_changes_no_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr(clean, "PART_BYTES", 1)
+    texts = [text for number in range(5) for text in pair(seeded(number), 0.95)]
+    for number in range(2):
+        write(tmp_path / "in" / "fao" / f"{number}.jsonl", [*texts[number::2], "stutt"])
+    cleaning = Cleaning(quality=("gopher",), minhash=True)
+    run_here(make_jobs(tmp_path / "in", tmp_path / "whole", cleaning))
+    expected = tree(tmp_path / "whole")
+    context = multiprocessing.get_context("fork")
+    for deaths in range(100):
+        jobs = make_jobs(tmp_path / "in", tmp_path / "killed", cleaning)
+        process = context.Process(target=run_and_die, args=(jobs, deaths))
+        process.start()
+        process.join(60)
+        killed = process.exitcode == -signal.SIGKILL
+        run_here(clean.unfinished(jobs))
+        assert tree(tmp_path / "killed") == expected, f"killed before call {deaths}"
+        clean_language.remove(tmp_path / "killed")
+        if not killed:
+            break
+    assert process.exitcode == 0
+    assert deaths > 8

@@ -1,0 +1,138 @@
+"""The jobs of a chain: what each needs, which are done, and the table that tells where they are."""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmbert.checkpoint import newest_checkpoint
+from mmbert.config import load_config
+from mmbert.file_contents import sha256_of
+from mmbert.ledger import last_step, read_ledger
+from mmbert.stages import Stage, is_newer, stages
+from mmbert.status import Job, progress, table
+from tests.conftest import PHASES, Corpus, Finished
+from tests.training_runs import prepare
+
+VALIDATION = "validation={interval: 5000, root: rows, source: invented, languages: [laa]}"
+
+
+def yamls(folder: Path, *names: str) -> list[str]:
+    return [str(folder / f"{name}.yaml") for name in names]
+
+
+@pytest.fixture
+def untrained(corpus: Corpus, tmp_path: Path) -> Path:
+    return prepare(tmp_path / "it", corpus).parent
+
+
+def test_each_phase_waits_for_its_parent_and_what_reads_a_model_for_the_model(untrained: Path) -> None:
+    needs = {stage.name: stage.needs for stage in stages(yamls(untrained, *PHASES), [VALIDATION])}
+    assert needs == {
+        "phase1": (), "phase2": ("phase1",), "phase3": ("phase2",),
+        "phase1-hf": ("phase1",), "phase1-bits": ("phase1-hf",),
+        "phase2-hf": ("phase2",), "phase2-bits": ("phase2-hf",),
+        "phase3-hf": ("phase3",), "phase3-bits": ("phase3-hf",),
+        "report": ("phase1-bits", "phase2-bits", "phase3-bits"),
+    }  # fmt: skip
+
+
+def test_the_papers_decays_all_go_on_from_phase_2() -> None:
+    names = ("phase1", "phase2", "phase3-eng", "phase3-cont", "phase3-all")
+    found = stages([f"yamls/{name}.yaml" for name in names], train_only=True)
+    assert [stage.needs for stage in found] == [(), ("phase1",), *[("phase2",)] * 3]
+    assert not any(stage.is_done for stage in found)
+
+
+def test_stages_stand_behind_what_they_need(untrained: Path) -> None:
+    seen: set[str] = set()
+    for stage in stages(yamls(untrained, *PHASES), [VALIDATION]):
+        assert set(stage.needs) <= seen
+        seen.add(stage.name)
+
+
+def test_without_validation_nothing_is_evaluated(untrained: Path) -> None:
+    assert [stage.name for stage in stages(yamls(untrained, "phase1"))] == ["phase1", "phase1-hf"]
+
+
+def test_a_phase_whose_parent_is_nowhere_is_refused(untrained: Path) -> None:
+    with pytest.raises(ValueError, match="parent phase1 has not run; name the YAML of phase1 before it"):
+        stages(yamls(untrained, "phase2", "phase1"))
+
+
+def test_phases_in_two_run_roots_are_no_chain(untrained: Path) -> None:
+    other = untrained / "other.yaml"
+    other.write_text("extends: [phase1.yaml]\nname: other\nrun_root: elsewhere\n")
+    with pytest.raises(ValueError, match=r"share one run_root, not .*elsewhere"):
+        stages([*yamls(untrained, "phase1"), str(other)])
+
+
+def test_a_line_for_the_shell_has_no_empty_part(untrained: Path) -> None:
+    for stage in stages(yamls(untrained, *PHASES), [VALIDATION]):
+        parts = stage.line().split("\t")
+        assert all(parts)
+        assert parts[:4] == [stage.name, str(stage.result), "todo", ",".join(stage.needs) or "-"]
+        assert tuple(parts[4:]) == stage.arguments
+
+
+def test_a_finished_phase_is_done_and_a_converted_one_until_it_is_another(
+    corpus: Corpus, tmp_path: Path, finished: Finished
+) -> None:
+    run_folder = finished[0] / "runs" / "phase1"
+    folder = prepare(tmp_path / "it", corpus, copied={"phase1": run_folder}).parent
+    run_folder = folder / "runs" / "phase1"
+
+    def done() -> list[str]:
+        return [stage.name for stage in stages(yamls(folder, "phase1", "phase2"), [VALIDATION]) if stage.is_done]
+
+    assert done() == ["phase1"]
+    (run_folder / "hf").mkdir()
+    record, manifest = run_folder / "hf" / "conversion.json", newest_checkpoint(run_folder) / "manifest.json"
+    record.write_text(json.dumps({"checkpoint_sha256": sha256_of(manifest)}))
+    assert done() == ["phase1", "phase1-hf"]
+    (run_folder / "bits_per_byte.json").write_text("{}")
+    assert done() == ["phase1", "phase1-hf", "phase1-bits"]
+    os.utime(record, (2e9, 2e9))
+    assert done() == ["phase1", "phase1-hf"]
+    record.write_text(json.dumps({"checkpoint_sha256": "of another"}))
+    assert done() == ["phase1"]
+    shutil.rmtree(newest_checkpoint(run_folder))
+    assert done() == []
+
+
+def test_what_is_missing_is_not_newer(tmp_path: Path) -> None:
+    assert not is_newer(tmp_path / "result", [])
+
+
+def test_the_last_step_is_the_ledgers(finished: Finished, tmp_path: Path) -> None:
+    run_folder = finished[0] / "runs" / "phase3"
+    last, step = last_step(run_folder), read_ledger(run_folder).steps[-1]
+    assert last is not None
+    assert (last.step, last.tokens, last.attempt) == (step.step, step.tokens, step.attempt)
+    assert last_step(tmp_path) is None
+
+
+def test_the_last_step_is_found_behind_long_events_and_before_a_torn_line(finished: Finished, tmp_path: Path) -> None:
+    content = (finished[0] / "runs" / "phase1" / "ledger.jsonl").read_bytes()
+    long = json.dumps({"event": "scores", "attempt": 1, "step": 1, "streams": {"a": [1] * 200_000}}).encode()
+    (tmp_path / "ledger.jsonl").write_bytes(content + long + b"\n" + content[:40])
+    assert last_step(tmp_path) == last_step(finished[0] / "runs" / "phase1")
+    (tmp_path / "ledger.jsonl").write_bytes(long + b"\n")
+    assert last_step(tmp_path) is None
+
+
+def test_the_table_tells_state_progress_and_restarts(finished: Finished) -> None:
+    folder = finished[0]
+    config = load_config(folder / "phase1.yaml")
+    assert progress(config)[2:] == ("100.0%", "0:00:00", "0")
+    chain = [
+        Stage("phase1", config.run_folder, (), (), True),
+        Stage("phase4", folder / "runs" / "phase4", ("phase1",), (), False),
+        Stage("phase5", folder / "runs" / "phase5", ("phase4",), (), False),
+    ]
+    jobs = {str(folder / "runs" / "phase4"): Job("17", "PENDING", "Dependency")}
+    lines = table(chain, {"phase1": config}, jobs).splitlines()
+    assert lines[1].split()[:2] == ["phase1", "done"]
+    assert lines[2].split() == ["phase4", "pending", "(Dependency)", "17"]
+    assert lines[3].split() == ["phase5", "not", "queued", "-"]
