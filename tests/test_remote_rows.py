@@ -318,7 +318,8 @@ def test_the_cache_stays_below_its_limit_and_no_reader_notices(url: str, corpus:
     assert not both
 
 
-def test_what_was_asked_for_last_stays(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("action", ["prepare", "open"])
+def test_what_was_asked_for_last_stays(url: str, tmp_path: Path, action: str) -> None:
     remote = RemoteRows(url, tmp_path / "cache")
     folders = [remote.folder / f"train/invented/la{name}" for name in "abc"]
     remote.fetch_manifests(folders)
@@ -326,7 +327,7 @@ def test_what_was_asked_for_last_stays(url: str, tmp_path: Path) -> None:
     shards = LanguageShards(folders, manifests, replace(remote, limit=sum(sizes(manifests)) - 1))
     shards.row(0, 0)
     shards.row(1, 0)
-    remote.prepare(folders[0], SHARD, manifests[0].shards[SHARD])
+    getattr(remote, action)(folders[0], SHARD, manifests[0].shards[SHARD])
     shards.row(2, 0)
     assert cached(remote) == [f"train/invented/la{name}/{SHARD}" for name in "ac"]
 
