@@ -9,6 +9,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from mmbert.object_store import client
+
 BUCKET = "rows"
 
 
@@ -64,6 +66,7 @@ class ObjectStore:
 @contextmanager
 def object_store() -> Iterator[ObjectStore]:
     """A server until the end of the block; this process and its children read from it."""
+    client.cache_clear()  # one that knows another server
     store = ObjectStore()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():

@@ -33,12 +33,16 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, made for that, against other processes and threads; the kernel frees it."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on a file, made for that, against other processes and threads; the kernel frees it.
+
+    Raises:
+        BlockingIOError: another holds it, and `wait` is false.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(file)
@@ -176,8 +180,7 @@ class RemoteRows:
 
     def _fetch(self, path: Path, record: ShardRecord, waits: Sequence[float]) -> int:
         """Descriptor of a shard that was not there."""
-        number = hashlib.sha256(str(path.relative_to(self.cache)).encode()).hexdigest()[:2]
-        with locked(self.cache / ".locks" / number):  # 256 serve any number of shards
+        with locked(self._lock_of(path)):
             with suppress(FileNotFoundError):
                 return os.open(path, os.O_RDONLY)  # another process has fetched it meanwhile, and checked it
             with partial_folder(path) as partial, self._room_for(record.bytes, partial):
@@ -187,6 +190,10 @@ class RemoteRows:
                 arrived.replace(path)
                 return file
 
+    def _lock_of(self, path: Path) -> Path:
+        """What whoever fetches a shard holds; 256 locks serve any number of shards."""
+        return self.cache / ".locks" / hashlib.sha256(str(path.relative_to(self.cache)).encode()).hexdigest()[:2]
+
     @contextmanager
     def _room_for(self, size: int, partial: Path) -> Iterator[None]:
         """Keep `size` bytes of the limit for a shard on its way, by a locked file that claims to be as long."""
@@ -195,7 +202,7 @@ class RemoteRows:
             return
         with ExitStack() as held:
             while True:
-                with locked(self.cache / ".locks" / "room"):
+                with locked(self.cache / ".locks" / "limit"):
                     if self._evict(size):
                         held.enter_context(locked(partial / ROOM))
                         os.truncate(partial / ROOM, size)
@@ -210,10 +217,9 @@ class RemoteRows:
         for folder, subfolders, names in os.walk(self.cache):
             for hidden in [name for name in subfolders if name.startswith(".")]:
                 subfolders.remove(hidden)
-                on_their_way += length_of_room(Path(folder, hidden))
-            for name in names:
-                if name.endswith(".mds"):
-                    path = Path(folder, name)
+                on_their_way += self.kept_room(Path(folder, hidden))
+            for path in [Path(folder, name) for name in names if name.endswith(".mds")]:
+                with suppress(FileNotFoundError):  # its owner found it damaged
                     status = path.stat()
                     shards.append((status.st_mtime_ns, status.st_size, path))
         excess = sum(length for _, length, _ in shards) + on_their_way + size - self.limit
@@ -226,16 +232,15 @@ class RemoteRows:
             excess -= length
         return True
 
-
-def length_of_room(partial: Path) -> int:
-    """Bytes kept for the shard that is being fetched into a hidden folder; what a kill left there is removed."""
-    try:
-        if is_locked(partial / ROOM):
-            return (partial / ROOM).stat().st_size
-    except FileNotFoundError:
+    def kept_room(self, partial: Path) -> int:
+        """Bytes kept for the shard that is fetched into a hidden folder; what a kill left there is removed."""
+        with suppress(FileNotFoundError, BlockingIOError):
+            if is_locked(partial / ROOM):
+                return (partial / ROOM).stat().st_size
+            shard = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+            with locked(self._lock_of(shard), wait=False):  # else it is just done, or about to be fetched again
+                remove(partial)
         return 0
-    remove(partial)
-    return 0
 
 
 class Prefetcher:
