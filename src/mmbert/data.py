@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig
-from mmbert.manifest import Manifest, check_stream, stream_folder
+from mmbert.manifest import Manifest
 from mmbert.mixture import Group, Integers, Plan
 from mmbert.packing import Rows
 from mmbert.processes import die_with_parent
 from mmbert.ranks import Ranks
-from mmbert.remote_rows import RemoteRows
+from mmbert.remote_rows import RemoteRows, find_rows
 from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
 from mmbert.shards import LanguageShards
@@ -70,14 +70,7 @@ class PhaseData:
                 length; or the object store cannot be read.
         """
         streams, groups = mixture_streams(config)
-        remote = RemoteRows.at(config.data.root, config.data)
-        root = remote.folder if remote else Path(config.data.root)
-        folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
-        facts = (config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
-        if remote:
-            manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, is_whole=False))
-        else:
-            manifests = tuple(check_stream(folder, *facts) for folder in folders)
+        folders, manifests, remote = find_rows(config.data, streams, config.max_seq_len, tokenizer)
         return cls(tuple(map("/".join, streams)), folders, manifests, groups, remote)
 
     def plan(self, config: RunConfig) -> Plan:

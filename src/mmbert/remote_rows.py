@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from mmbert.atomic import partial_folder, remove
 from mmbert.data_config import DataConfig, is_remote
-from mmbert.manifest import Manifest, ShardRecord, check_shard, read_manifest
+from mmbert.manifest import Manifest, ShardRecord, check_shard, check_stream, read_manifest, stream_folder
 from mmbert.object_store import WAITS, download
+from mmbert.tokenizer import Tokenizer
 
 THREADS = 10  # as many connections as S3's client keeps
 THREADS_AHEAD = 4  # of each loader worker
@@ -241,6 +242,29 @@ class RemoteRows:
             with locked(self._lock_of(shard), wait=False):  # else it is just done, or about to be fetched again
                 remove(partial)
         return 0
+
+
+def find_rows(
+    data: DataConfig, streams: Sequence[tuple[str, str]], row_length: int, tokenizer: Tokenizer
+) -> tuple[tuple[Path, ...], tuple[Manifest, ...], RemoteRows | None]:
+    """Folder and manifest of the training rows of each stream, all checked, and where their shards come from.
+
+    Args:
+        streams: source and language of each.
+        row_length: most token ids that the run allows in a row.
+
+    Raises:
+        OSError, ValueError: a stream is missing, empty, or was made with another tokenizer or row length; or the object
+            store cannot be read.
+    """
+    remote = RemoteRows.at(data.root, data)
+    root = remote.folder if remote else Path(data.root)
+    folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
+    facts = (row_length, tokenizer.digest, tokenizer.vocab_size)
+    if remote:
+        manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, is_whole=False))
+        return folders, manifests, remote
+    return folders, tuple(check_stream(folder, *facts) for folder in folders), None
 
 
 class Prefetcher:

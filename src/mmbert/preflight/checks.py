@@ -14,9 +14,9 @@ import torch
 
 from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
-from mmbert.manifest import check_stream, stream_folder
 from mmbert.model import MmBertForMaskedLM
 from mmbert.preflight.meeting import Place
+from mmbert.remote_rows import find_rows
 from mmbert.run_lock import hold_run
 from mmbert.streams import mixture_streams
 from mmbert.tokenizer import load_tokenizer
@@ -97,16 +97,16 @@ def check_caches() -> None:
 def check_rows(config: RunConfig, place: Place) -> None:
     """This node sees every stream of the mixture whole: its manifest, its index, and the sizes of its shards.
 
-    Training reads the sha256 of a shard before the first row of it. The ranks of a node divide the streams.
+    Of streams in an object store it fetches the manifests. Training reads the sha256 of a shard before the first row of
+    it. The ranks of a node divide the streams.
 
     Raises:
-        FileNotFoundError, ValueError: names the file.
+        OSError, ValueError: names the file.
     """
     tokenizer = load_tokenizer(Path(config.tokenizer))
     streams, _ = mixture_streams(config)
-    for source, language in streams[place.local_rank :: place.local_world_size]:
-        folder = stream_folder(Path(config.data.root), "train", source, language)
-        check_stream(folder, config.max_seq_len, tokenizer.digest, tokenizer.vocab_size)
+    if own := streams[place.local_rank :: place.local_world_size]:
+        find_rows(config.data, own, config.max_seq_len, tokenizer)
 
 
 def check_run_root(config: RunConfig) -> None:
