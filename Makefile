@@ -102,7 +102,7 @@ slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of 
 	$(BIN)/python -m pytest tests/slurm --slurm $(if $(SHORT),,--long) -rs
 
 # A ratio that is stated in docs/benchmarks.md and not reached ends it with an error. MODERNBERT=<checkout> adds that
-# peer's packer and its conversion of text, which need `pip install numba datasets`.
+# peer's packer and its conversion of text, which need `pip install numba "datasets<5"`.
 BENCH := $(BIN)/python -m mmbert.benchmark
 BENCH_DATA := $(BIN)/python -m data_prep.benchmark
 BENCH_TOKENIZER := data/tokenizer-gemma2
