@@ -112,6 +112,7 @@ PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=2
 CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio convert_dataset=4)
 
 bench: env  ## measure against the peers on the CPU, about 30 minutes alone on two cores, and write docs/benchmarks.md
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fast.txt -c requirements.lock
 	mkdir -p $(RESULTS)
 	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned,hf-sparse \
 	  --min-ratio hf-tuned=1.1 --min-ratio hf-sparse=2 --json $(RESULTS)/step-1024.json
