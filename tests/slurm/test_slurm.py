@@ -9,7 +9,7 @@ import pytest
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.ledger import last_step, read_ledger
 from mmbert.ledger_audit import audit
-from tests.conftest import Corpus
+from tests.conftest import SEED, Corpus
 from tests.faults.oracle import check_same_end
 from tests.slurm.cluster import Cluster
 from tests.slurm.site import LONG, PATIENCE, Site
@@ -113,7 +113,7 @@ def test_an_array_prepares_the_rows_that_one_machine_prepares(
 ) -> None:
     site = Site.make(cluster, corpus, tmp_path)
     options = ("--input", str(corpus.shards[64].parent / "text"), "--source", "invented", "--row-length", "64",
-               "--tokenizer", str(corpus.tokenizer), "--output", str(tmp_path / "rows"))  # fmt: skip
+               "--tokenizer", str(corpus.tokenizer), "--output", str(tmp_path / "rows"), "--seed", str(SEED))  # fmt: skip
     told = site.script("data_prep.sh", *options, "--tasks", "2", "--memory", "1")
     site.await_state(told.split()[-1], "COMPLETED")
     made = {path.relative_to(tmp_path / "rows"): path for path in (tmp_path / "rows").glob("*/invented/*/*.json")}
