@@ -113,7 +113,8 @@ def test_an_array_prepares_the_rows_that_one_machine_prepares(
 ) -> None:
     site = Site.make(cluster, corpus, tmp_path)
     options = ("--input", str(corpus.shards[64].parent / "text"), "--source", "invented", "--row-length", "64",
-               "--tokenizer", str(corpus.tokenizer), "--output", str(tmp_path / "rows"), "--seed", str(SEED))  # fmt: skip
+               "--tokenizer", str(corpus.tokenizer), "--output", str(tmp_path / "rows"),
+               "--seed", str(SEED))  # fmt: skip
     told = site.script("data_prep.sh", *options, "--tasks", "2", "--memory", "1")
     site.await_state(told.split()[-1], "COMPLETED")
     made = {path.relative_to(tmp_path / "rows"): path for path in (tmp_path / "rows").glob("*/invented/*/*.json")}
