@@ -31,21 +31,22 @@ from mmbert.streams import read_languages
 QUARANTINED = 3  # exit status: finished, but for input files that could not be read
 
 
-def prepare(settings: Settings, inputs: Inputs, workers: int) -> Work:
-    """Make all streams on this machine, in `workers` processes.
+def prepare(settings: Settings, inputs: Inputs, workers: int) -> None:
+    """Make all streams on this machine, in `workers` processes."""
+    make_all(plan(settings, inputs), workers)
 
-    Returns:
-        The whole plan, with the streams that were finished before.
-    """
-    work = plan(settings, inputs)
+
+def make_all(work: Work, workers: int) -> int:
+    """Make the streams of a plan that are not finished; how many those were."""
     make_folder(work.folder)
     lock = hold_run(work.folder)
     try:
         check_output(work)
-        run_locally(to_do(work), workers)
+        rest = to_do(work)
+        run_locally(rest, workers)
     finally:
         lock.release()
-    return work
+    return len(rest.streams)
 
 
 def to_do(work: Work) -> Work:
@@ -195,9 +196,7 @@ def main() -> None:
         jobs = submit_to_slurm(to_do(work), slurm)
         print(f"submitted: {' '.join(jobs) or 'nothing is left to do'}; run this command without --slurm when they end")
         return
-    num_new = len(work.streams) - sum(work.read_record(stream) is not None for stream in work.streams)
-    prepare(settings, inputs, arguments.workers)
-    sys.exit(report(work, num_new))
+    sys.exit(report(work, make_all(work, arguments.workers)))
 
 
 if __name__ == "__main__":
