@@ -1,7 +1,6 @@
 """Who does the tasks of a stage: processes of this machine, or an array of Slurm jobs."""
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,9 +14,9 @@ from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from tqdm import tqdm
 
+from data_prep.parallel import begin
 from data_prep.steps import STAGES, Stage, codec_of
 from data_prep.work import Work
-from mmbert.processes import die_with_parent
 
 TASKS_PER_WORKER = 8  # so that those who are done early find more to do
 ROOT = Path(__file__).parent.parent
@@ -74,12 +73,6 @@ class LocalExecutor(PipelineExecutor):
             datatrove_gpus_on_node="-1",
             datatrove_executor="LOCAL",
         )
-
-
-def begin(parent: int) -> None:
-    """Settings of a worker process: it ends with its parent, and is one thread among others."""
-    die_with_parent(signal.SIGKILL, parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def run_locally(work: Work, workers: int) -> None:

@@ -1,10 +1,13 @@
 """The same function over many files, by several processes."""
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from mmbert.processes import die_with_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -14,7 +17,7 @@ def spread(
     function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, description: str
 ) -> Iterator[Result]:
     """`function` of each task, in their order, with a progress bar. One worker is this process."""
-    with ProcessPoolExecutor(workers, initializer=one_thread) as pool:
+    with ProcessPoolExecutor(workers, initializer=begin, initargs=(os.getpid(),)) as pool:
         results: Iterable[Result] = pool.map(function, tasks) if workers > 1 else map(function, tasks)
         try:
             yield from tqdm(results, desc=description, total=len(tasks), unit="file", disable=None)
@@ -22,6 +25,7 @@ def spread(
             pool.shutdown(cancel_futures=True)
 
 
-def one_thread() -> None:
-    """Have `tokenizers` encode on one thread: the processes are as many as the cores."""
+def begin(parent: int) -> None:
+    """Settings of a worker process: it ends with its parent, and is one thread among others."""
+    die_with_parent(signal.SIGKILL, parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.executors import begin
+from data_prep.parallel import begin
 from data_prep.pieces import read_documents
 from data_prep.rows import Shape, shuffle_seed, write_index, write_shard
 from data_prep.totals import totals_table
