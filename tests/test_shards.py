@@ -1,4 +1,5 @@
 """Rows by number: the right ones, and none of a shard that is not what was written."""
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -90,6 +91,19 @@ def open_files() -> list[str]:
     """The shards that this process has open."""
     links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     return sorted(link for link in links if link.endswith(".mds"))
+
+
+@pytest.mark.fault(4)
+def test_a_disk_that_fails_is_named_and_leaves_no_file_open(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: int, size: int, place: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    shards = open_shards(folders)
+    path = shards.check(0, 0)
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(OSError, match=f"^{path} cannot be read: Input/output error; look at the disk"):
+        shards.row(0, 0)
+    assert path not in open_files()
 
 
 @pytest.mark.fault(25)

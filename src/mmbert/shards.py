@@ -26,7 +26,7 @@ Sample = tuple[bytes, bytes]  # the values of its ids and of its lengths
 
 
 class OpenShard(NamedTuple):
-    """A shard's descriptor, and the places in it where each sample begins and the last ends: uint32, 64 KB at most."""
+    """A shard's descriptor, and the places in it where each sample begins and the last ends, uint32: 4 bytes a row."""
 
     file: int
     places: bytes
@@ -91,7 +91,7 @@ class LanguageShards:
             else:
                 check_shard(folder, name, record)
         except OSError as error:
-            raise unreadable(path, error) if error.errno else error from None
+            raise unreadable(path, error) from None
         self.paths[stream, shard] = path
         return path
 
@@ -136,12 +136,17 @@ class LanguageShards:
         return self.files[path]
 
     def _keep(self, path: str, file: int) -> None:
-        """Have a shard open under this descriptor."""
+        """Have a shard open under this descriptor, which is closed where it cannot be read."""
+        try:
+            places = read_places(file)
+        except OSError as error:
+            os.close(file)
+            raise unreadable(path, error) from None
         if path in self.files:
             os.close(self.files.pop(path).file)
         while len(self.files) >= self.most_open:
             os.close(self.files.pop(next(iter(self.files))).file)
-        self.files[path] = OpenShard(file, read_places(file))
+        self.files[path] = OpenShard(file, places)
 
     def _file(self, stream: int, shard: int) -> tuple[Path, str, ShardRecord]:
         """Folder, name and record of a shard."""
@@ -177,7 +182,9 @@ def close(files: dict[str, OpenShard]) -> None:
 
 
 def unreadable(path: str, error: OSError) -> OSError:
-    """What the system says of a file, with the file's name and the remedy."""
+    """What the system says of a file, with the file's name and the remedy; an error of our own says that already."""
+    if error.errno is None:
+        return error
     return OSError(f"{path} cannot be read: {error.strerror}; look at the disk, and run the same command again")
 
 
