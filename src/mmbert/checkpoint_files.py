@@ -7,7 +7,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +169,7 @@ def read_tensor(path: Path, name: str) -> Tensor:
     Raises:
         ValueError: the file is cut off, or the tensor holds NaN or infinity.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensor = file.get_tensor(name)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {_in_one_line(str(error))}") from None
-    if not_finite({name: tensor}):
-        raise ValueError(f"{path}: {name} holds NaN or infinity; take another checkpoint")
-    return tensor
+    return _read(path, [name])[name]
 
 
 def read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -186,7 +179,19 @@ def read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         FileNotFoundError, ValueError: see `check_tensors_fit` and `read_tensor`.
     """
     check_tensors_fit(path, wanted)
-    return {name: read_tensor(path, name) for name in wanted}
+    return _read(path, wanted)
+
+
+def _read(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors by name, all finite; the file is opened once."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {_in_one_line(str(error))}") from None
+    if (bad := not_finite(tensors)) is not None:
+        raise ValueError(f"{path}: {bad} holds NaN or infinity; take another checkpoint")
+    return tensors
 
 
 def _shown(entries: dict[str, tuple[str, tuple[int, ...]]], name: str) -> str:
