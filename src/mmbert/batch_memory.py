@@ -43,9 +43,12 @@ class BatchMemory:
     def put(self, batch: Any) -> Any:
         """In a worker: leave the ids of a batch here. An exception, which comes in place of one, passes as it is."""
         worker = get_worker_info()
-        if self.ids is None or worker is None or isinstance(batch, Exception):
-            return batch
-        stored = Stored((worker.id * self.places + self.turn) * self.num_tokens, len(batch["input_ids"]))
+        return batch if worker is None or isinstance(batch, Exception) else self.store(batch, worker.id)
+
+    def store(self, batch: Batch, worker: int) -> Batch:
+        """The batch with its ids in this worker's next place."""
+        assert self.ids is not None
+        stored = Stored((worker * self.places + self.turn) * self.num_tokens, len(batch["input_ids"]))
         assert stored.num_tokens <= self.num_tokens, f"{stored.num_tokens} tokens, a place has {self.num_tokens}"
         self.turn = (self.turn + 1) % self.places
         self.ids[stored.start : stored.start + stored.num_tokens] = batch["input_ids"]

@@ -8,6 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 
+from mmbert.batch_memory import BatchMemory
 from mmbert.benchmark.loader_ours import Ours
 from mmbert.clock import batch_sizes
 from mmbert.data import Microbatches, PhaseData, lay_end_to_end
@@ -51,7 +52,7 @@ def costs_by_part(ours: Ours, batches: int) -> dict[str, float]:
             for number in range(len(data.manifests[stream].shards)):
                 shards.check(stream, number)
     cut, tokens = Microbatches(), 0
-    memory = np.zeros(ours.config.global_train_batch_size * ours.config.max_seq_len, np.int32)
+    memory = BatchMemory(ours.config.global_train_batch_size * ours.config.max_seq_len, workers=1, prefetched=0)
     for batch_places in places:
         with parts.part("read"):
             rows = shards.rows([place[1:] for place in batch_places])
@@ -59,14 +60,16 @@ def costs_by_part(ours: Ours, batches: int) -> dict[str, float]:
             find_fault(rows, data.manifests[0])
         with parts.part("lay"):
             batch = lay_end_to_end(batch_places, rows)
-        ids = batch.pop("input_ids")
-        with parts.part("pickle"):
-            content = bytes(ForkingPickler.dumps(batch))
-        with parts.part("unpickle"):
-            batch = ForkingPickler.loads(content)
         with parts.part("share"):
-            memory[: len(ids)] = ids
-            batch["input_ids"] = memory[: len(ids)].copy()
+            stored = memory.store(batch, worker=0)
+        with parts.part("pickle"):
+            content = bytes(ForkingPickler.dumps(stored))
+        with parts.part("unpickle"):
+            stored = ForkingPickler.loads(content)
+        with parts.part("share"):
+            taken = memory.take(stored)
+            assert isinstance(taken, dict)
+            batch = taken
         with parts.part("mask"):
             masked = ours.mask(batch)
         with parts.part("cut"):
