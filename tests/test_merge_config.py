@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mmbert.config import is_merge
+from mmbert.config import is_merge, read_yaml
 from mmbert.merge_config import ExponentialConfig, TiesConfig, load_merge, of_merges
 
 TIES = "ties: {base: phase2, runs: {a: 1, b/step-0000000012: 2}, density: 0.2, scale: 1}"
@@ -76,10 +76,10 @@ def test_ties_of_one_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_merge_is_known_by_its_method(tmp_path: Path) -> None:
-    assert is_merge(write(tmp_path, TIES))
-    assert is_merge(write(tmp_path, MEAN))
-    assert not is_merge("yamls/phase2.yaml")
-    assert is_merge("yamls/small/merge.yaml")
+    assert is_merge(read_yaml(Path(write(tmp_path, TIES))))
+    assert is_merge(read_yaml(Path(write(tmp_path, MEAN))))
+    assert not is_merge(read_yaml(Path("yamls/phase2.yaml")))
+    assert is_merge(read_yaml(Path("yamls/small/merge.yaml")))
 
 
 def test_of_a_chains_overrides_a_merge_takes_those_whose_key_it_has() -> None:

@@ -275,7 +275,7 @@ def check_limits(config: RunConfig) -> None:
         )
 
 
-def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> Any:
+def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
     """One YAML with everything it extends, merged; paths under `extends` are relative to the file.
 
     Raises:
@@ -296,12 +296,14 @@ def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> Any:
     bases = own.pop("extends", [])
     if not isinstance(bases, list | ListConfig):
         raise ValueError(f"{path}: extends = {bases!r} must be a list of files")
-    return OmegaConf.merge(*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own)
+    merged = OmegaConf.merge(*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
-def is_merge(path: str | Path) -> bool:
-    """Whether a YAML is a merge's and no phase's."""
-    return any(method in read_yaml(Path(path)) for method in MERGE_METHODS)
+def is_merge(tree: DictConfig) -> bool:
+    """Whether a YAML, as `read_yaml` gives it, is a merge's and no phase's."""
+    return any(method in tree for method in MERGE_METHODS)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -314,14 +316,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         FileNotFoundError, ValueError: one line that names the key or file, the value and the remedy.
     """
-    if is_merge(path):
-        raise ValueError(f"{path} is no phase but a merge: python -m mmbert.merge {path}")
-    return load_as(RunConfig, path, overrides)
-
-
-def load_as(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Read any YAML of ours into its dataclass; see `load_config`."""
     tree = read_yaml(Path(path))
+    if is_merge(tree):
+        raise ValueError(f"{path} is no phase but a merge: python -m mmbert.merge {path}")
+    return build_config(RunConfig, tree, path, overrides)
+
+
+def build_config(cls: type[T], tree: DictConfig, path: str | Path, overrides: Sequence[str]) -> T:
+    """Any YAML of ours, as `read_yaml` gives it, as its dataclass; see `load_config`. Overrides are put into `tree`."""
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
 
-from mmbert.config import MERGE_METHODS, ValidationConfig, load_as
+from mmbert.config import MERGE_METHODS, ValidationConfig, build_config, read_yaml
 
 ENTRY = re.compile(r"(?!\.)[^/]+(/step-[0-9]{10})?")
 """A run, which stands for its newest checkpoint, or one of its checkpoints."""
@@ -114,7 +114,7 @@ def load_merge(path: str | Path, overrides: Sequence[str] = ()) -> MergeConfig:
     Raises:
         FileNotFoundError, ValueError: one line that names the key or file, the value and the remedy.
     """
-    return load_as(MergeConfig, path, overrides)
+    return build_config(MergeConfig, read_yaml(Path(path)), path, overrides)
 
 
 def of_merges(overrides: Sequence[str]) -> list[str]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.command import errors_in_one_line
-from mmbert.config import RunConfig, is_merge, load_config
+from mmbert.config import RunConfig, build_config, is_merge, read_yaml
 from mmbert.file_contents import parse_object, sha256_of
 from mmbert.finished import is_finished
-from mmbert.merge_config import MergeConfig, load_merge, of_merges
+from mmbert.merge_config import MergeConfig, of_merges
 from mmbert.merge_inputs import is_merged
 
 AnyConfig = RunConfig | MergeConfig
@@ -128,8 +128,8 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
     if len(roots := sorted({config.run_root for config in configs})) > 1:
         raise ValueError(f"the phases of a chain share one run_root, not {' and '.join(roots)}")
     if train_only:
+        paths = [path for path, config in zip(paths, configs, strict=True) if isinstance(config, RunConfig)]
         configs = [config for config in configs if isinstance(config, RunConfig)]
-        paths = [path for path in paths if not is_merge(path)]
     found = [
         merging(paths[i], config, overrides, configs[:i])
         if isinstance(config, MergeConfig)
@@ -152,11 +152,15 @@ def load_all(paths: Sequence[str], overrides: Sequence[str]) -> list[AnyConfig]:
     Raises:
         FileNotFoundError, ValueError: a configuration cannot be read, or an override is none of any of them.
     """
-    merges = {path for path in paths if is_merge(path)}
-    if merges == set(paths) and (others := [text for text in overrides if text not in of_merges(overrides)]):
+    trees = [read_yaml(Path(path)) for path in paths]
+    for_merges = of_merges(overrides)
+    if all(map(is_merge, trees)) and (others := [text for text in overrides if text not in for_merges]):
         raise ValueError(f"{others[0]}: a merge has no such key; leave it out")
     return [
-        load_merge(path, of_merges(overrides)) if path in merges else load_config(path, overrides) for path in paths
+        build_config(MergeConfig, tree, path, for_merges)
+        if is_merge(tree)
+        else build_config(RunConfig, tree, path, overrides)
+        for path, tree in zip(paths, trees, strict=True)
     ]
 
 
