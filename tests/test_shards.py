@@ -94,7 +94,9 @@ def open_files() -> list[str]:
 
 
 @pytest.mark.fault(4)
-def test_a_disk_that_fails_is_named_and_leaves_no_file_open(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fails_is_named_and_leaves_no_file_open(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(file: int, size: int, place: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -88,8 +88,10 @@ def test_a_merge_of_a_run_that_is_nowhere_is_refused(untrained: Path) -> None:
 def test_a_phase_may_go_on_from_a_merge(untrained: Path) -> None:
     path = write_merge(untrained, "exponential: {run: phase2, ratio: 0.5}")
     (untrained / "more.yaml").write_text("extends: [phase3.yaml]\nname: more\nparent: merged\n")
-    found = stages([*yamls(untrained, "phase1", "phase2"), path, *yamls(untrained, "more")])
-    assert {stage.name: stage.needs for stage in found}["more"] == ("merged",)
+    chain = [*yamls(untrained, "phase1", "phase2"), path, *yamls(untrained, "more")]
+    assert {stage.name: stage.needs for stage in stages(chain)}["more"] == ("merged",)
+    with pytest.raises(ValueError, match="its parent merged has not run"):
+        stages(chain, train_only=True)
 
 
 def test_a_merge_is_done_until_a_run_of_it_changes(corpus: Corpus, tmp_path: Path) -> None:
