@@ -105,11 +105,12 @@ def mask_batch(batch: dict[str, Any], seed: int, rate: float, vocabulary: Vocabu
 
 
 def draw_ids(places: Integers, sizes: Integers, hashes: UInt64, vocabulary: Vocabulary) -> Ids:
-    """A random id for each of these places (R,) of rows with `sizes` (B,) tokens and `hashes` (B, G)."""
-    starts = np.cumsum(sizes) - sizes
-    row = np.searchsorted(starts, places, "right") - 1
-    group, lane = np.divmod((places - starts.take(row)).astype(np.uint64), np.uint64(LANES))
+    """A random id for each of these ascending places (R,) of rows with `sizes` (B,) tokens and `hashes` (B, G)."""
+    ends = np.cumsum(sizes)
+    in_row = np.diff(np.searchsorted(places, ends), prepend=0)  # (B,) how many of the places each row has
+    token = places - np.repeat(ends - sizes, in_row)
+    group = token // LANES + np.repeat(np.arange(len(sizes)) * hashes.shape[1], in_row)
     with np.errstate(over="ignore"):  # the hashes decided what is random, so what follows takes new ones
-        draws = mix(hashes[row, group] + lane + GOLDEN) >> np.uint64(32)
+        draws = mix(hashes.ravel().take(group) + (token % LANES).astype(np.uint64) + GOLDEN) >> np.uint64(32)
     ordinary = vocabulary.ordinary_ids
     return ordinary.take(((draws * np.uint64(len(ordinary))) >> np.uint64(32)).astype(np.int64))
