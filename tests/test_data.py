@@ -27,14 +27,14 @@ from tests.conftest import Corpus
 from tests.training_runs import write_yamls
 
 
-def row(position: int, lengths: list[int]) -> tuple[tuple[int, int, int], Row]:
+def row(position: int, lengths: list[int]) -> tuple[list[int], Row]:
     """A place, and a row whose ids say where they stand: 1000 * position + index."""
     ids = 1000 * position + np.arange(sum(lengths))
-    return (position, position % 2, 7), Row(ids.astype(np.uint32), np.array(lengths, dtype=np.uint16))
+    return [position, position % 2, 7], Row(ids.astype(np.uint32), np.array(lengths, dtype=np.uint16))
 
 
 PLACED = [row(1, [3, 4]), row(2, [7]), row(3, [1, 1, 5]), row(4, [2])]
-PLACES, ROWS = [place for place, _ in PLACED], Rows.of([row for _, row in PLACED])
+PLACES, ROWS = np.array([place for place, _ in PLACED]), Rows.of([row for _, row in PLACED])
 
 
 def masked_batch() -> dict:
@@ -55,7 +55,7 @@ def test_rows_lie_end_to_end_with_the_borders_of_all_documents() -> None:
 
 def test_ids_above_sixteen_bits_survive() -> None:
     large = Row(np.array([255_934, 255_999], dtype=np.uint32), np.array([2], dtype=np.uint16))
-    assert lay_end_to_end([(0, 0, 0)], Rows.of([large]))["input_ids"].tolist() == [255_934, 255_999]
+    assert lay_end_to_end(np.zeros((1, 3), np.int64), Rows.of([large]))["input_ids"].tolist() == [255_934, 255_999]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])

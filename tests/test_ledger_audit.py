@@ -39,15 +39,14 @@ BATCH_WARMUP = ["global_train_batch_size=6", "batch_size_warmup={start: 2, token
 
 def planned_records(config: RunConfig, data: PhaseData) -> list[StepRecord]:
     """STEPS steps as the run would do them, rows one by one; the tokens of a row are invented."""
-    rows, sizes = data.row_order(config).from_row(0), batch_sizes(config)
+    batches = data.row_order(config).batches(0, batch_sizes(config), 0, 1)
     records, position, clock = [], 0, 0
-    for step in range(1, STEPS + 1):
-        batch = list(islice(rows, sizes.at(position)))
+    for step, batch in enumerate(islice(batches, STEPS), start=1):
         streams: dict[str, int] = {}
-        for place, stream, row in batch:
+        for place, stream, row in batch.tolist():
             streams[data.names[stream]] = streams.get(data.names[stream], 0) + 100 + (place + row) % 7
         clock += sum(streams.values())
-        digest = int(row_hashes(*np.array(batch).T).sum())
+        digest = int(row_hashes(*batch.T).sum())
         values = (position, len(batch), clock, digest, streams)
         records.append(StepRecord(1, step, *values, 0.1, {"large": 0.4, "small": 0.3}, 1e-3, 9.0 / step, None))
         position += len(batch)
@@ -305,7 +304,7 @@ def test_the_plan_replayed_by_periods_is_the_order_row_by_row() -> None:
     group = Group("all", 1.0, Schedule(0.5, "linear", 0.1), None, np.arange(3))
     plan = Plan([group], rows, rows * 100, 100_000, period_rows=60)
     order = RowOrder(plan, ["a", "b", "c"], [np.array([5, 12]), np.array([4]), np.array([1])], seed=3)
-    whole = np.array(list(islice(order.from_row(0), 250)))
+    whole = next(order.batches(0, BatchSizes([0], [250]), 0, 1))
     places = np.array([[0, 60], [59, 61], [60, 60], [3, 190], [120, 121], [119, 235], [7, 8]])
     again = replay(order, places)
     expected = [row_hashes(*whole[first:last].T).sum() for first, last in places]

@@ -80,7 +80,7 @@ def test_a_shard_that_goes_away_is_read_on_where_it_is_open_and_named_elsewhere(
     reading, about_to_read = open_shards(folders), open_shards(folders)
     path = folders[0] / "shard.00000.mds"
     reading.row(0, 0)
-    about_to_read.check(0, 0)
+    about_to_read.check(0)
     path.unlink()
     assert len(reading.row(0, 1).input_ids)
     with pytest.raises(OSError, match=f"{path} cannot be read: No such file or directory; look at the disk"):
@@ -101,7 +101,7 @@ def test_a_disk_that_fails_is_named_and_leaves_no_file_open(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     shards = open_shards(folders)
-    path = shards.check(0, 0)
+    path = shards.check(0)
     monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(OSError, match=f"^{path} cannot be read: Input/output error; look at the disk"):
         shards.row(0, 0)

@@ -28,7 +28,7 @@ from mmbert.packing import Rows
 from mmbert.processes import die_with_parent
 from mmbert.ranks import Ranks
 from mmbert.remote_rows import RemoteRows, find_rows
-from mmbert.row_order import RowOrder, row_hashes
+from mmbert.row_order import Places, RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
 from mmbert.shards import LanguageShards
 from mmbert.stop_request import ASKED_BY
@@ -38,8 +38,7 @@ from mmbert.watchdog import dump_on_request
 
 log = logging.getLogger(__name__)
 
-Place = tuple[int, int, int]  # position in the phase, stream, row in the stream
-Planned = tuple[list[Place], list[Place]]  # of a batch, and of later ones, whose shards should be fetched
+Planned = tuple[Places, Places]  # of a batch, and of later ones, whose shards should be fetched
 AHEAD = 32  # batches between the one that is read and the last one whose shards are fetched
 PREFETCHED = 2  # batches that a worker prepares before they are asked for
 
@@ -112,20 +111,20 @@ class PackedRows(Dataset):
     def __getitems__(self, planned: Planned) -> Batch | Exception:
         places, later = planned
         try:
-            self.shards.fetch((place[1:] for place in places), (place[1:] for place in later))
-            return lay_end_to_end(places, self.shards.rows([place[1:] for place in places]))
+            self.shards.fetch(places[:, 1:], later[:, 1:])
+            return lay_end_to_end(places, self.shards.rows(places[:, 1:]))
         except (ValueError, OSError) as error:
             return error
 
 
-def lay_end_to_end(places: Sequence[Place], rows: Rows) -> Batch:
+def lay_end_to_end(places: Places, rows: Rows) -> Batch:
     """One batch of B rows.
 
     Returns:
         input_ids (T,) int32; lengths (N,) int64, tokens of each document; and per row, (B,): row_tokens and
         row_documents as ints, row_positions, row_streams and row_hashes as arrays.
     """
-    positions, streams, numbers = np.array(places, dtype=np.int64).T
+    positions, streams, numbers = places.T.copy()
     return {
         "input_ids": rows.input_ids.view(np.int32),  # no id needs the sign's bit
         "lengths": rows.lengths.astype(np.int64),
@@ -148,17 +147,17 @@ class PlannedBatches(Sampler):
         return with_later(batches, self.ahead)
 
 
-def with_later(batches: Iterator[list[Place]], ahead: int) -> Iterator[Planned]:
+def with_later(batches: Iterator[Places], ahead: int) -> Iterator[Planned]:
     """Each batch with the places of those up to `ahead` after it that no batch before it came with.
 
     In the beginning it comes with two of them, so that the first need not wait for the shards of all.
     """
-    coming = deque[list[Place]]()
+    coming = deque[Places]()
     while True:
         batch = coming.popleft() if coming else next(batches)
         new = list(islice(batches, min(2, ahead - len(coming))))
         coming.extend(new)
-        yield batch, [place for later in new for place in later]
+        yield batch, np.concatenate([batch[:0], *new])
 
 
 class RankBatches:

@@ -14,6 +14,8 @@ from mmbert.masking import GOLDEN, UInt64, mix
 from mmbert.mixture import Integers, Period, Plan
 from mmbert.schedules import BatchSizes
 
+Places = Integers  # (B, 3) of each row: position in the phase, stream, number in the stream
+
 # Keys that keep the generators below apart.
 SHARD_ORDER, ROWS_IN_SHARD, PERIOD_ORDER = 1, 2, 3
 
@@ -96,19 +98,15 @@ class RowOrder:
         of_stream = np.repeat(streams, [len(part) for part in rows]).astype(np.int32)
         return of_stream[order], np.concatenate(rows)[order]
 
-    def from_row(self, position: int) -> Iterator[tuple[int, int, int]]:
-        """(position, stream, row in the stream) from a position on, without end."""
+    def from_row(self, position: int) -> Iterator[Places]:
+        """All places from a position on, up to the end of each period, without end."""
         skipped, offset = divmod(position, self.plan.period_rows)
         for period in islice(self.plan.periods(), skipped, None):
-            start = period.index * self.plan.period_rows
-            streams, rows = self.rows_of(period)
-            for i in range(offset, self.plan.period_rows):
-                yield start + i, int(streams[i]), int(rows[i])
+            positions = np.arange(self.plan.period_rows) + period.index * self.plan.period_rows
+            yield np.stack([positions, *self.rows_of(period)], axis=1)[offset:]
             offset = 0
 
-    def batches(
-        self, position: int, sizes: BatchSizes, rank: int, world_size: int
-    ) -> Iterator[list[tuple[int, int, int]]]:
+    def batches(self, position: int, sizes: BatchSizes, rank: int, world_size: int) -> Iterator[Places]:
         """This rank's part of every global batch from a position on: contiguous, no two parts unlike by two rows.
 
         Raises:
@@ -119,9 +117,12 @@ class RowOrder:
                 f"a global batch of {min(sizes.sizes)} rows is too small for {world_size} ranks: train on fewer, or "
                 "raise global_train_batch_size and batch_size_warmup.start"
             )
-        rows = self.from_row(position)
+        periods = self.from_row(position)
+        coming = next(periods)
         while True:
             size = sizes.at(position)
-            batch = list(islice(rows, size))
-            yield batch[rank * size // world_size : (rank + 1) * size // world_size]
+            while len(coming) < size:
+                coming = np.concatenate([coming, next(periods)])
+            yield coming[rank * size // world_size : (rank + 1) * size // world_size]
+            coming = coming[size:]
             position += size

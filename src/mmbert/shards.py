@@ -8,20 +8,21 @@ import os
 import resource
 import struct
 import weakref
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mmbert.manifest import REMEDY, Manifest, ShardRecord, check_shard
 from mmbert.packing import WRAPPER_TOKENS, Row, Rows
 from mmbert.remote_rows import THREADS, Prefetcher, RemoteRows
 
-NUMBER, PAIR = struct.Struct("<I"), struct.Struct("<II")
+PLACE, PAIR = 4, struct.Struct("<II")  # bytes of a place in a shard; two of them, or two sizes
 ID, LENGTH = np.dtype(np.uint32), np.dtype(np.uint16)
+Wanted = ArrayLike  # (B, 2) of each row: its stream, and its number in the stream
 Sample = tuple[bytes, bytes]  # the values of its ids and of its lengths
 
 
@@ -54,10 +55,14 @@ class LanguageShards:
             raise ValueError(f"streams of several row lengths or tokenizers: {sorted(kinds)}; train on one kind")
         self.folders, self.manifests, self.remote = folders, manifests, remote
         self.ahead = Prefetcher(remote) if remote else None
-        self.ends = [np.cumsum([shard.rows for shard in m.shards.values()]).tolist() for m in manifests]
-        self.names = [list(m.shards) for m in manifests]
-        self.paths: dict[tuple[int, int], str] = {}  # of the shards that were checked
-        self.files: dict[str, OpenShard] = {}  # by path, in the order in which they were opened
+        # Shards, and rows, are numbered through all streams.
+        self.shards = [(stream, name) for stream, m in enumerate(manifests) for name in m.shards]
+        self.ends = np.cumsum([shard.rows for m in manifests for shard in m.shards.values()])
+        self.begins = np.append(0, self.ends[:-1])
+        self.stream_rows = np.array([m.rows for m in manifests])
+        self.stream_begins = np.cumsum(self.stream_rows) - self.stream_rows
+        self.paths: dict[int, str] = {}  # of the shards that were checked
+        self.files: dict[int, OpenShard] = {}  # in the order in which they were opened
         self.most_open = most_open()
         weakref.finalize(self, close, self.files)
 
@@ -66,36 +71,36 @@ class LanguageShards:
         rows = self.rows([(stream, number)])
         return Row(rows.input_ids, rows.lengths)
 
-    def rows(self, wanted: Sequence[tuple[int, int]]) -> Rows:
-        """Rows by (stream, number in the stream).
+    def rows(self, wanted: Wanted) -> Rows:
+        """These rows, laid end to end.
 
         Raises:
             OSError, ValueError: a shard is missing, cannot be read or is not what was written; names the file.
         """
-        samples = [self._read(stream, number) for stream, number in wanted]
+        places = self._places(wanted)
+        samples = [self._read(shard, row) for shard, row in places]
         rows = decode(samples)
         if find_fault(rows, self.manifests[0]):  # all at once, for that costs hardly more than one
-            for (stream, number), sample in zip(wanted, samples, strict=True):
-                if fault := find_fault(decode([sample]), self.manifests[stream]):
-                    path, within = self._place(stream, number)
-                    raise ValueError(f"{path} row {within}: {fault}; {REMEDY}")
+            for (shard, row), sample in zip(places, samples, strict=True):
+                if fault := find_fault(decode([sample]), self.manifests[0]):
+                    raise ValueError(f"{self.paths[shard]} row {row}: {fault}; {REMEDY}")
         return rows
 
-    def check(self, stream: int, shard: int) -> str:
+    def check(self, shard: int) -> str:
         """Read a whole shard and compare it with its manifest; its path. Raises as `rows` does."""
-        folder, name, record = self._file(stream, shard)
+        folder, name, record = self._file(shard)
         path = str(folder / name)
         try:
             if self.remote:
-                self._keep(path, self.remote.open(folder, name, record))
+                self._keep(shard, self.remote.open(folder, name, record))
             else:
                 check_shard(folder, name, record)
         except OSError as error:
             raise unreadable(path, error) from None
-        self.paths[stream, shard] = path
+        self.paths[shard] = path
         return path
 
-    def fetch(self, wanted: Iterable[tuple[int, int]], later: Iterable[tuple[int, int]] = ()) -> None:
+    def fetch(self, wanted: Wanted, later: Wanted = ()) -> None:
         """Have the shards of some rows here, all at a time, and begin to fetch those of later ones.
 
         Local shards are here.
@@ -105,69 +110,74 @@ class LanguageShards:
         """
         if self.remote is None or self.ahead is None:
             return
-        for path in [path for path, shard in self.files.items() if os.fstat(shard.file).st_nlink == 0]:
-            os.close(self.files.pop(path).file)  # it was evicted, and takes space as long as it is open
+        for shard in [shard for shard, opened in self.files.items() if os.fstat(opened.file).st_nlink == 0]:
+            os.close(self.files.pop(shard).file)  # it was evicted, and takes space as long as it is open
         missing = [shard for shard in self._shards_of(wanted) if not self._is_here(shard)]
         with ThreadPoolExecutor(THREADS) as pool:
-            opened = pool.map(self.remote.open, *zip(*(self._file(*shard) for shard in missing), strict=True))
+            opened = pool.map(self.remote.open, *zip(*map(self._file, missing), strict=True))
             for shard, file in zip(missing, opened, strict=True):
-                folder, name, _ = self._file(*shard)
+                folder, name, _ = self._file(shard)
                 self.paths[shard] = str(folder / name)
-                self._keep(self.paths[shard], file)
-        self.ahead.ask(self._file(*shard) for shard in self._shards_of(later))
+                self._keep(shard, file)
+        self.ahead.ask(map(self._file, self._shards_of(later)))
 
-    def _read(self, stream: int, number: int) -> Sample:
-        path, within = self._place(stream, number)
+    def _read(self, shard: int, row: int) -> Sample:
+        """Row `row` of a shard."""
+        opened = self.files.get(shard) or self._open(shard)
         try:
-            return read_sample(self.files.get(path) or self._open(path), within)
-        except FileNotFoundError as error:
-            if self.remote is None:
-                raise unreadable(path, error) from None
+            return read_sample(opened, row)
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unreadable(self.paths[shard], error) from None
         except Exception as error:  # garbage may raise anything
-            raise ValueError(f"{path} row {within}: cannot be decoded ({error}); {REMEDY}") from None
-        self.check(stream, bisect_right(self.ends[stream], number))  # it was evicted; now it is open
-        return self._read(stream, number)
+            raise ValueError(f"{self.paths[shard]} row {row}: cannot be decoded ({error}); {REMEDY}") from None
 
-    def _open(self, path: str) -> OpenShard:
-        """Open a shard that is not open."""
-        self._keep(path, os.open(path, os.O_RDONLY))
-        return self.files[path]
-
-    def _keep(self, path: str, file: int) -> None:
-        """Have a shard open under this descriptor, which is closed where it cannot be read."""
+    def _open(self, shard: int) -> OpenShard:
+        """Open a shard that is not open, checked if it was not yet."""
+        path = self.paths.get(shard) or self.check(shard)
         try:
-            places = read_places(file)
+            if shard not in self.files:  # a remote one is open once it is checked
+                self._keep(shard, os.open(path, os.O_RDONLY))
+        except OSError as error:
+            if self.remote is None or not isinstance(error, FileNotFoundError):
+                raise unreadable(path, error) from None
+            self.check(shard)  # it was evicted; now it is open
+        return self.files[shard]
+
+    def _keep(self, shard: int, file: int) -> None:
+        """Have a shard open under this descriptor, which is closed where it cannot be read."""
+        folder, name, record = self._file(shard)
+        try:
+            places = read_places(file, record.rows)
         except OSError as error:
             os.close(file)
-            raise unreadable(path, error) from None
-        if path in self.files:
-            os.close(self.files.pop(path).file)
+            raise unreadable(str(folder / name), error) from None
+        if shard in self.files:
+            os.close(self.files.pop(shard).file)
         while len(self.files) >= self.most_open:
             os.close(self.files.pop(next(iter(self.files))).file)
-        self.files[path] = OpenShard(file, places)
+        self.files[shard] = OpenShard(file, places)
 
-    def _file(self, stream: int, shard: int) -> tuple[Path, str, ShardRecord]:
+    def _file(self, shard: int) -> tuple[Path, str, ShardRecord]:
         """Folder, name and record of a shard."""
-        name = self.names[stream][shard]
+        stream, name = self.shards[shard]
         return self.folders[stream], name, self.manifests[stream].shards[name]
 
-    def _shards_of(self, rows: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Stream and shard of some rows, each once, in the order of the rows."""
-        return list(dict.fromkeys((stream, bisect_right(self.ends[stream], number)) for stream, number in rows))
+    def _places(self, wanted: Wanted) -> list[tuple[int, int]]:
+        """Shard of each row, and the row's number in it."""
+        streams, numbers = np.asarray(wanted, np.int64).reshape(-1, 2).T
+        assert ((numbers >= 0) & (numbers < self.stream_rows[streams])).all(), "a row that its stream does not have"
+        rows = self.stream_begins[streams] + numbers
+        shards = np.searchsorted(self.ends, rows, "right")
+        return list(zip(shards.tolist(), (rows - self.begins[shards]).tolist(), strict=True))
 
-    def _is_here(self, shard: tuple[int, int]) -> bool:
+    def _shards_of(self, wanted: Wanted) -> list[int]:
+        """The shards of some rows, each once, in the order of the rows."""
+        return list(dict.fromkeys(shard for shard, _ in self._places(wanted)))
+
+    def _is_here(self, shard: int) -> bool:
         """Whether this process has checked it, and it was not evicted since."""
         path = self.paths.get(shard)
-        return path is not None and (path in self.files or os.path.exists(path))
-
-    def _place(self, stream: int, number: int) -> tuple[str, int]:
-        """Path of the checked shard that holds a row, and the row's number in it."""
-        ends = self.ends[stream]
-        shard = bisect_right(ends, number)
-        path = self.paths.get((stream, shard)) or self.check(stream, shard)
-        return path, number - (ends[shard - 1] if shard else 0)
+        return path is not None and (shard in self.files or os.path.exists(path))
 
 
 def most_open() -> int:
@@ -175,7 +185,7 @@ def most_open() -> int:
     return min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
-def close(files: dict[str, OpenShard]) -> None:
+def close(files: dict[int, OpenShard]) -> None:
     """Close all of them."""
     for shard in files.values():
         os.close(shard.file)
@@ -188,10 +198,9 @@ def unreadable(path: str, error: OSError) -> OSError:
     return OSError(f"{path} cannot be read: {error.strerror}; look at the disk, and run the same command again")
 
 
-def read_places(file: int) -> bytes:
+def read_places(file: int, rows: int) -> bytes:
     """Where the samples of an MDS shard begin: behind their number, as many uint32, and one for the end of the last."""
-    (samples,) = NUMBER.unpack(os.pread(file, NUMBER.size, 0))
-    return os.pread(file, NUMBER.size * (samples + 1), NUMBER.size)
+    return os.pread(file, PLACE * (rows + 1), PLACE)
 
 
 def read_sample(shard: OpenShard, number: int) -> Sample:
@@ -203,16 +212,16 @@ def read_sample(shard: OpenShard, number: int) -> Sample:
         OSError: the file cannot be read.
         Exception: the bytes are no such sample.
     """
-    begin, end = PAIR.unpack_from(shard.places, NUMBER.size * number)
+    begin, end = PAIR.unpack_from(shard.places, PLACE * number)
     sample = os.pread(shard.file, max(0, end - begin), begin)
     first, second = PAIR.unpack_from(sample)
     middle, end = PAIR.size + first, PAIR.size + first + second
     if len(sample) != end:
         raise ValueError(f"{len(sample)} bytes are no vectors of ids and lengths")
-    return vector(sample, PAIR.size, middle, ID), vector(sample, middle, end, LENGTH)
+    return vector(sample, PAIR.size, middle, ID.itemsize), vector(sample, middle, end, LENGTH.itemsize)
 
 
-def vector(sample: bytes, begin: int, end: int, dtype: np.dtype) -> bytes:
+def vector(sample: bytes, begin: int, end: int, itemsize: int) -> bytes:
     """The values of the column of a sample in [begin, end).
 
     It is a byte, which says that it has one dimension and how many bytes hold its length, the length, and the values.
@@ -220,8 +229,8 @@ def vector(sample: bytes, begin: int, end: int, dtype: np.dtype) -> bytes:
     kind = sample[begin]
     values = begin + 1 + (1 << (kind & 3))
     count = int.from_bytes(sample[begin + 1 : values], "little")
-    if kind >> 2 != 1 or values + count * dtype.itemsize != end:
-        raise ValueError(f"{end - begin} bytes are no vector of {dtype}")
+    if kind >> 2 != 1 or values + count * itemsize != end:
+        raise ValueError(f"{end - begin} bytes are no vector of {itemsize}-byte numbers")
     return sample[values:end]
 
 

@@ -185,7 +185,8 @@ def row_to_spoil(config: RunConfig, ranks: Ranks) -> Row:
     """The last row of this rank's second batch."""
     data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
     batches = data.row_order(config).batches(0, batch_sizes(config), ranks.rank, ranks.world_size)
-    _, (*_, (_, stream, number)) = islice(batches, 2)
+    _, second = islice(batches, 2)
+    _, stream, number = second[-1].tolist()
     return Row(data.folders[stream], number)
 
 

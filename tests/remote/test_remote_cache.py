@@ -133,7 +133,8 @@ def test_an_evicted_shard_is_closed_at_the_next_batch(url: str, corpus: Corpus, 
     os.unlink(path)
     assert len(shards.row(0, 1).input_ids)  # it is open
     shards.fetch([(1, 0)])
-    assert path not in shards.files
+    assert shards.shards[0] == (0, SHARD)
+    assert 0 not in shards.files
     assert not os.path.exists(path)
     assert all_rows(shards) == local_rows(corpus)
 
@@ -164,14 +165,14 @@ def test_a_limit_below_one_shard_is_refused_with_the_numbers(url: str, tmp_path:
 
 
 def test_every_batch_is_announced_once_and_in_time() -> None:
-    batches = [[(number, 0, 0)] for number in range(100)]
+    batches = [np.array([[number, 0, 0]]) for number in range(100)]
     told: list[int] = []
     for number, (batch, later) in enumerate(islice(with_later(iter(batches), 8), 60)):
-        assert batch == batches[number]
-        told += [place[0] for place in later]
+        assert batch is batches[number]
+        told += later[:, 0].tolist()
         assert told == list(range(1, 1 + len(told)))
         assert len(told) == min(2 * (number + 1), number + 8)
-    assert [later for _, later in islice(with_later(iter(batches), 0), 60)] == [[]] * 60
+    assert [later.shape for _, later in islice(with_later(iter(batches), 0), 60)] == [(0, 3)] * 60
 
 
 def test_shards_are_fetched_ahead(url: str, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def synthetic_documents(num_tokens: int, seq: int, vocab_size: int, mask_rate: f
     lengths = draw_lengths(num_tokens, seq, rng)
     texts: list[TokenIds] = [rng.integers(MASK + 1, vocab_size, n - 2).astype(np.uint32) for n in lengths]
     packed = pack_documents(texts, seq, BOS, EOS)
-    laid = lay_end_to_end([(position, 0, position) for position in range(len(packed))], Rows.of(packed))
+    positions = np.arange(len(packed))
+    laid = lay_end_to_end(np.stack([positions, np.zeros_like(positions), positions], axis=1), Rows.of(packed))
     vocabulary = Vocabulary(vocab_size, MASK, tuple(range(MASK + 1)))
     rows = mask_batch(laid, seed, mask_rate, vocabulary)
     input_ids = rows["input_ids"].astype(np.int64)

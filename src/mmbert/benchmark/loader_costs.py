@@ -48,14 +48,13 @@ def costs_by_part(ours: Ours, batches: int) -> dict[str, float]:
     places = list(islice(data.row_order(ours.config).batches(0, sizes, 0, 1), batches))
     shards = LanguageShards(data.folders, data.manifests)
     with parts.part("check"):
-        for stream in range(len(data.names)):
-            for number in range(len(data.manifests[stream].shards)):
-                shards.check(stream, number)
+        for shard in range(len(shards.shards)):
+            shards.check(shard)
     cut, tokens = Microbatches(), 0
     memory = BatchMemory(ours.config.global_train_batch_size * ours.config.max_seq_len, workers=1, prefetched=0)
     for batch_places in places:
         with parts.part("read"):
-            rows = shards.rows([place[1:] for place in batch_places])
+            rows = shards.rows(batch_places[:, 1:])
         with parts.part("fault"):
             find_fault(rows, data.manifests[0])
         with parts.part("lay"):

@@ -13,6 +13,7 @@ from composer.core import DataSpec
 from mmbert.benchmark.result import Gate
 from mmbert.benchmark.synthetic_rows import Shape, make_config
 from mmbert.benchmark.timing import cpu_seconds
+from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig
 from mmbert.data import Batch, Microbatches, PhaseData, build_data
 from mmbert.masking import Vocabulary, mask_batch
@@ -69,8 +70,10 @@ class Ours:
         spec = self.open()
         if checked:
             shards: LanguageShards = spec.dataloader.loader.dataset.shards  # type: ignore[union-attr]
-            for stream, ends in enumerate(shards.ends):
-                shards.rows([(stream, first) for first in [0, *ends[:-1]]])
+            shards.rows([
+                (stream, begin - shards.stream_begins[stream])
+                for (stream, _), begin in zip(shards.shards, shards.begins, strict=True)
+            ])
         assert spec.split_batch is not None
         for batch in spec.dataloader:  # when this frame goes, the loader's iterator goes, and waits for its workers
             masked = self.mask(batch)
@@ -92,10 +95,11 @@ def gates_of_ours(ours: Ours, streams: int, rows: Sequence[Row], batches: int) -
     seen = np.zeros(len(rows), dtype=np.int64)
     differing, wrong_targets, touched, chosen, maskable = 0, 0, 0, 0, 0
     with closing(ours.batches()) as loaded:
-        places = PhaseData.open(ours.config, ours.tokenizer).row_order(ours.config).from_row(0)
-        for batch, _ in islice(loaded, batches):
+        order = PhaseData.open(ours.config, ours.tokenizer).row_order(ours.config)
+        expected = order.batches(0, batch_sizes(ours.config), 0, 1)
+        for (batch, _), places in zip(islice(loaded, batches), expected, strict=False):
             ends = np.cumsum(batch["row_tokens"])
-            for end, (_, stream, number) in zip(ends, places, strict=False):
+            for end, (_, stream, number) in zip(ends, places, strict=True):
                 row = number * streams + stream
                 seen[row] += 1
                 size = len(rows[row].input_ids)
