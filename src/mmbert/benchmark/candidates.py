@@ -1,4 +1,4 @@
-"""The two programs that compute a training step: this repository's, and transformers' in several settings.
+"""The programs that compute a training step: this repository's, transformers' in several settings, ModernBERT's own.
 
 Every candidate adds up the same scalar over its microbatches: the sum of the cross-entropies at its masked tokens over
 the masked tokens of all. So the loss, and the gradients that pile up, are those of the whole batch at once.
@@ -28,7 +28,7 @@ class Candidate:
     """A step: forward and backward over all microbatches, and the optimizer's step where there is one.
 
     Attributes:
-        model: its parameters have the same names and values in every candidate.
+        model: its parameters have the same values in every candidate and, but in ModernBERT's own, the same names.
         microbatches: on the device already.
         forward: a microbatch -> its share of the loss, a scalar.
         fill: real tokens over the positions that are computed.
@@ -62,14 +62,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to use transformers' ModernBertForMaskedLM.
+    """A way to use transformers' ModernBertForMaskedLM or, where it is `packed`, ModernBERT's own training code.
 
     Attributes:
         attention: its `attn_implementation`; flash_attention_2 takes the padding out, and back in at the end.
         sparse: only masked tokens reach its head (`sparse_prediction`).
         by_length: batches of like lengths; otherwise in random order.
-        sizes: documents of a batch; of several the fastest is found by trial.
+        sizes: documents of a batch, or packed rows; of several the fastest is found by trial.
         compiled: with transformers' own torch.compile (`reference_compile`), on a GPU only.
+        packed: see `flexbert.py`.
     """
 
     attention: str
@@ -77,15 +78,19 @@ class Peer:
     by_length: bool
     sizes: tuple[int, ...]
     compiled: bool = False
+    packed: bool = False
 
 
 ON_GPU = (8, 16, 32, 64, 128)
+ROWS = (48, 96, 64, 32, 16, 8, 6, 4)
+"""mmBERT's own first, at 1,024 tokens: torch.compile tunes ModernBERT's kernels for the first shape that they meet."""
 PEERS = {
     "hf": Peer("sdpa", sparse=False, by_length=False, sizes=(16,)),
     "hf-sparse": Peer("sdpa", sparse=True, by_length=False, sizes=(16,)),
     "hf-tuned": Peer("sdpa", sparse=True, by_length=True, sizes=(1, 4, 8, 16)),
     "hf-sdpa": Peer("sdpa", sparse=True, by_length=True, sizes=ON_GPU, compiled=True),
     "hf-fa2": Peer("flash_attention_2", sparse=True, by_length=True, sizes=ON_GPU, compiled=True),
+    "flexbert": Peer("flash_attention_2", sparse=True, by_length=False, sizes=ROWS, compiled=True, packed=True),
 }
 TRIALS = 3
 """Timed steps of each batch size that is tried; the best of fewer went wrong on a busy machine."""
@@ -118,7 +123,7 @@ def our_candidate(
     """
     seq = encoder.config.max_position_embeddings
     microbatches = Microbatches() if device.type == "cpu" else Microbatches(rows * seq, PAD, seq)
-    cut = [_send(microbatch, device) for microbatch in microbatches(documents.rows, rows)]
+    cut = [send(microbatch, device) for microbatch in microbatches(documents.rows, rows)]
     shell, num_masked = MaskedLM(encoder, precision), documents.num_masked
     fill = documents.num_tokens / sum(len(microbatch["input_ids"]) for microbatch in cut)
     note = f"{len(cut)} microbatches of {rows} rows; {len(documents.rows['row_tokens'])} rows in all"
@@ -191,7 +196,7 @@ def fastest(candidates: dict[int, Candidate], device: torch.device) -> tuple[int
                 best[size] = seconds if turn <= 1 else min(best[size], seconds)
             candidate.model.zero_grad(set_to_none=True)
     if not best:
-        raise ValueError(f"no batch of {', '.join(map(str, candidates))} documents fits into memory; lower --tokens")
+        raise ValueError(f"no batch size of {', '.join(map(str, candidates))} fits into memory; lower --tokens")
     return min(best, key=best.__getitem__), best
 
 
@@ -203,5 +208,5 @@ def _seconds(candidate: Candidate, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _send(microbatch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def send(microbatch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in microbatch.items()}

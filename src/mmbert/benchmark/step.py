@@ -2,7 +2,8 @@
 
 The documents are the same for all, as are the masked tokens. Ours packs them into rows; transformers gets a document a
 row, padded to the longest of its batch. `hf` is what one gets without thinking about it, `hf-tuned` what a careful user
-gets on a CPU, and the peer to quote; `hf-sdpa` and `hf-fa2` are that on a GPU.
+gets on a CPU, and the peer to quote; `hf-sdpa` and `hf-fa2` are that on a GPU. `flexbert` is ModernBERT's own training
+code on the rows that ours gets: PYTHONPATH must name a checkout of it.
 """
 
 import argparse
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import ModernBertForMaskedLM
 
 from mmbert.benchmark import timing
 from mmbert.benchmark.candidates import (
@@ -26,6 +26,7 @@ from mmbert.benchmark.candidates import (
 )
 from mmbert.benchmark.device import add_device_options, chosen_device
 from mmbert.benchmark.documents import Documents, synthetic_documents
+from mmbert.benchmark.flexbert import flexbert_candidate, flexbert_model
 from mmbert.benchmark.products import NAME as PRODUCTS
 from mmbert.benchmark.products import NOTE as PRODUCTS_NOTE
 from mmbert.benchmark.products import bare_products
@@ -129,21 +130,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def build_peers(
     encoder: MmBertForMaskedLM, documents: Documents, names: list[str], precision: str, device: torch.device
 ) -> dict[str, Candidate]:
-    """transformers' candidates, one model for all that differ in the batches only; each at its fastest batch size."""
-    models: dict[tuple[str, bool], ModernBertForMaskedLM] = {}
+    """The peers, one model for all that differ in the batches only; each at its fastest batch size."""
+    models: dict[tuple[str, bool, bool], Any] = {}
     peers = {}
     for name in names:
         peer = PEERS[name]
-        kind = (peer.attention, peer.compiled)
+        kind = (peer.attention, peer.compiled, peer.packed)
         if kind not in models:
-            models[kind] = huggingface_model(encoder, peer, device)
-        tried = {size: peer_candidate(models[kind], peer, documents, size, precision) for size in peer.sizes}
+            models[kind] = flexbert_model(encoder, device) if peer.packed else huggingface_model(encoder, peer, device)
+        model = models[kind]
+        tried = {
+            size: flexbert_candidate(model, documents, size, precision)
+            if peer.packed
+            else peer_candidate(model, peer, documents, size, precision)
+            for size in peer.sizes
+        }
         if len(tried) == 1:
             peers[name] = tried[peer.sizes[0]]
             continue
         size, seconds = fastest(tried, device)
         trial = ", ".join(f"{tried_size}: {value:.2f} s" for tried_size, value in seconds.items())
-        peers[name] = replace(tried[size], note=f"{tried[size].note}; the best of a trial, documents a batch {trial}")
+        unit = "rows a microbatch" if peer.packed else "documents a batch"
+        peers[name] = replace(tried[size], note=f"{tried[size].note}; the best of a trial, {unit} {trial}")
     for name, candidate in peers.items():
         print(f"{name}: {candidate.note}, fill {candidate.fill:.3f}", flush=True)
     return peers
