@@ -110,7 +110,21 @@ def _forward(
 @cache
 def _differentiate(device: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Losses, Tensor, Tensor]]:
     """`_loss_and_gradients`; on a GPU, where each of its operations would read the logits anew, as fused kernels."""
-    return torch.compile(_loss_and_gradients, dynamic=True) if device == "cuda" else _loss_and_gradients
+    return torch.compile(_fusible_loss_and_gradients, dynamic=True) if device == "cuda" else _loss_and_gradients
+
+
+def _fusible_loss_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:
+    """The same as `_loss_and_gradients`, for a compiler: all that is (C, V) is a formula of the logits, never stored.
+
+    So they are read and their gradient is written; one scatter would have all probabilities written out in fp32.
+    """
+    scores = logits.to(bias.dtype) + bias
+    normalizer = scores.logsumexp(dim=1, keepdim=True)  # (C, 1)
+    each = normalizer - scores.gather(1, targets.unsqueeze(1))
+    is_target = torch.arange(scores.shape[1], device=scores.device) == targets.unsqueeze(1)
+    d_scores = torch.exp(scores - normalizer) - is_target.to(scores.dtype)
+    losses = Losses(each.sum(), each.squeeze(1), scores.argmax(dim=1) == targets)
+    return losses, d_scores.to(logits.dtype), d_scores.sum(dim=0)
 
 
 def _loss_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:

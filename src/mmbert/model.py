@@ -10,6 +10,7 @@ Source:
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 from typing import Self
 
@@ -45,16 +46,6 @@ class Rope:
         first, second = x.chunk(2, dim=-1)
         rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
         return torch.cat(rotated, dim=-1).to(x.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What all layers share for one batch. Local layers may turn at another theta than global ones."""
-
-    packing: Packing
-    kernel: Kernel
-    global_rope: Rope
-    local_rope: Rope
 
 
 class Embeddings(nn.Module):
@@ -118,21 +109,26 @@ class EncoderLayer(nn.Module):
         self.mlp_norm = layer_norm(config)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor, context: Context, wanted: Tensor | None = None) -> Tensor:
-        """(T, D) -> (T, D), or (M, D) where `wanted` (M,) says for which tokens."""
-        rope = context.global_rope if self.attn.window is None else context.local_rope
-        q, k, v = self.before_attention(x, rope)
-        out = varlen_attention(q, k, v, context.packing, self.attn.window, context.kernel)
-        if wanted is not None:
-            x, out = x.index_select(0, wanted), out.index_select(0, wanted)
-        return self.after_attention(x, out)
-
     def before_attention(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the residual stream x (T, D): (T, H, K) each."""
         return self.attn.project(self.attn_norm(x), rope)
 
+    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], packing: Packing, kernel: Kernel) -> Tensor:
+        """(T, H, K), the only part of a layer where tokens meet."""
+        return varlen_attention(*qkv, packing, self.attn.window, kernel)
+
     def after_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """The residual stream behind this layer: x (T, D) and out (T, H, K) -> (T, D)."""
         x = x + self.attn.merge(out)
         return x + self.mlp(self.mlp_norm(x))
+
+
+def pass_on(
+    layer: EncoderLayer, following: EncoderLayer, x: Tensor, out: Tensor, rope: Rope
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """From one layer's attention to the next one's: what torch.compile sees as one, for the stream passes through it."""
+    x = layer.after_attention(x, out)
+    return x, following.before_attention(x, rope)
 
 
 class Encoder(nn.Module):
@@ -144,21 +140,36 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config)
+        self.first = EncoderLayer.before_attention
+        self.pass_on = pass_on
 
     def forward(self, input_ids: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
         config = self.config
         head_dim = config.hidden_size // config.num_attention_heads
-        context = Context(
-            packing=packing,
-            kernel=resolve_kernel(config.attention, input_ids.device),
-            global_rope=Rope.build(packing.positions, config.global_rope_theta, head_dim),
-            local_rope=Rope.build(packing.positions, config.local_rope_theta, head_dim),
-        )
+        kernel = resolve_kernel(config.attention, input_ids.device)
+        global_rope = Rope.build(packing.positions, config.global_rope_theta, head_dim)
+        local_rope = Rope.build(packing.positions, config.local_rope_theta, head_dim)
         x = self.embeddings(input_ids)
-        *layers, last = self.layers
-        for layer in layers:
-            x = layer(x, context)
-        return self.final_norm(last(x, context, wanted))  # behind its attention no token needs another
+        qkv = self.first(self.layers[0], x, global_rope)
+        for layer, following in pairwise(self.layers):
+            out = layer.attend(qkv, packing, kernel)
+            rope = global_rope if following.attn.window is None else local_rope
+            x, qkv = self.pass_on(layer, following, x, out, rope)
+        last = self.layers[-1]
+        out = last.attend(qkv, packing, kernel)
+        if wanted is not None:  # behind the last attention no token needs another
+            x, out = x.index_select(0, wanted), out.index_select(0, wanted)
+        return self.final_norm(last.after_attention(x, out))
+
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse what lies between the products of matrices, from attention to attention.
+
+        All layers share two graphs, the first one's and that of all others. The number of tokens must stay the same
+        from batch to batch, or they are compiled anew; the last layer has as many in its end as are masked, and is
+        left as it is. TORCHDYNAMO_DISABLE=1 switches it off.
+        """
+        self.first = torch.compile(EncoderLayer.before_attention, dynamic=False)
+        self.pass_on = torch.compile(pass_on, dynamic=False)
 
 
 class PredictionHead(nn.Module):
@@ -202,17 +213,6 @@ class MmBertForMaskedLM(nn.Module):
             Logits (M, V), or (T, V).
         """
         return self.decoder(self.head(self.model(input_ids, packing, masked)))
-
-    def compile_layers(self) -> None:
-        """Have torch.compile fuse what lies between the matrix products, before and after attention.
-
-        All layers share the graphs. The number of tokens must stay the same from batch to batch, or they are compiled
-        anew. TORCHDYNAMO_DISABLE=1 switches it off.
-        """
-        for layer in self.model.layers:
-            layer.before_attention = torch.compile(layer.before_attention, dynamic=False)
-            if layer is not self.model.layers[-1]:  # which has as many tokens there as are masked
-                layer.after_attention = torch.compile(layer.after_attention, dynamic=False)
 
     def loss(self, input_ids: Tensor, packing: Packing, masked: Tensor, targets: Tensor) -> Losses:
         """Cross-entropies at the masked tokens, in fp32, without the logits of more than a chunk of them.

@@ -216,7 +216,7 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     if source:
         load_weights(source, encoder)
     if device == "gpu":
-        encoder.compile_layers()
+        encoder.model.compile_layers()
     optimizer = build_optimizer(encoder, config.optimizer, on_gpu=device == "gpu")
     start = state["rows"] if state else 0
     trainer = Trainer(

@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     encoder = MmBertForMaskedLM(config).to(device).train()
     if device.type == "cuda":
-        encoder.compile_layers()  # as the trainer does
+        encoder.model.compile_layers()  # as the trainer does
     candidates = {OURS: our_candidate(encoder, documents, options.microbatch, options.precision, device)}
     candidates |= build_peers(encoder, documents, options.peers.split(","), options.precision, device)
     gates = compare(candidates, options.precision)
