@@ -1,4 +1,8 @@
 """The chunked head loss equals torch's, in value and gradients, and holds one chunk of logits at a time."""
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,3 +87,30 @@ def test_every_token_has_its_own_loss_and_whether_it_was_predicted_right(chunk_r
 @pytest.mark.parametrize(("num_rows", "rows"), [(0, 1), (1, 1), (393, 393), (394, 197), (1200, 300), (14_746, 389)])
 def test_chunks_are_as_few_as_memory_allows_and_of_one_size(num_rows: int, rows: int) -> None:
     assert rows_of_a_chunk(num_rows, 256_000, "cpu") == rows
+
+
+IN_THE_INTERPRETER = """
+import torch
+from mmbert.head_kernel import losses_of
+torch.manual_seed(0)
+for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 8e-3)):
+    logits, bias, targets = (4 * torch.randn(5, 9001)).to(dtype), torch.randn(9001), torch.randint(9001, (5,))
+    scores = (logits.float() + bias).requires_grad_()
+    targets[3:] = scores[3:].argmax(dim=1)
+    expected = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(expected.sum(), scores)
+    untouched = logits.clone()
+    for differentiate in (False, True):
+        each, correct = losses_of(logits, bias, targets, differentiate)
+        torch.testing.assert_close(each, expected.detach(), rtol=1e-5, atol=1e-5)
+        assert correct.equal(scores.argmax(dim=1) == targets) and correct[3:].all()
+        assert differentiate or logits.equal(untouched)
+    torch.testing.assert_close(logits.float(), gradient, rtol=tolerance, atol=1e-5)
+"""
+
+
+def test_the_gpus_kernel_computes_the_same_in_tritons_interpreter() -> None:
+    """Several blocks of the vocabulary, the last not full; a process of its own, for Triton is told as it is loaded."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", IN_THE_INTERPRETER], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -6,8 +6,6 @@ respect to hidden states and weights are formed while it does.
 
 Shapes: M masked tokens, D hidden size, V vocabulary size, C rows of a chunk.
 """
-from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -90,10 +88,10 @@ def _forward(
         rows, goals = inputs[chunk], targets[chunk]
         logits = rows @ matrix.T  # (C, V)
         if gradients is None:
-            losses = _become_probabilities(logits.to(wide).add_(bias), goals)
+            losses = _losses(logits, bias, goals)
         else:
             d_hidden, d_weight, d_bias = gradients
-            losses, d_logits, chunk_d_bias = _differentiate(hidden.device.type)(logits, bias, goals)
+            losses, d_logits, chunk_d_bias = _losses_and_gradients(logits, bias, goals)
             d_bias += chunk_d_bias
             d_hidden[chunk] = d_logits @ matrix
             if dtype == d_weight.dtype:
@@ -107,33 +105,33 @@ def _forward(
     return Losses(total, each, correct)
 
 
-@cache
-def _differentiate(device: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Losses, Tensor, Tensor]]:
-    """`_loss_and_gradients`; on a GPU, where each of its operations would read the logits anew, as fused kernels."""
-    return torch.compile(_fusible_loss_and_gradients, dynamic=True) if device == "cuda" else _loss_and_gradients
+def _losses(logits: Tensor, bias: Tensor, targets: Tensor) -> Losses:
+    """The rows' losses. Logits (C, V) are lost."""
+    if logits.is_cuda:
+        return _of_kernel(logits, bias, targets, differentiate=False)
+    return _become_probabilities(logits.to(bias.dtype).add_(bias), targets)
 
 
-def _fusible_loss_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:
-    """The same as `_loss_and_gradients`, for a compiler: all that is (C, V) is a formula of the logits, never stored.
+def _losses_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:
+    """The rows' losses, and the gradients of their sum with respect to logits (C, V), in their dtype, and bias (V,).
 
-    So they are read and their gradient is written; one scatter would have all probabilities written out in fp32.
+    Logits are lost.
     """
-    scores = logits.to(bias.dtype) + bias
-    normalizer = scores.logsumexp(dim=1, keepdim=True)  # (C, 1)
-    each = normalizer - scores.gather(1, targets.unsqueeze(1))
-    is_target = torch.arange(scores.shape[1], device=scores.device) == targets.unsqueeze(1)
-    d_scores = torch.exp(scores - normalizer) - is_target.to(scores.dtype)
-    losses = Losses(each.sum(), each.squeeze(1), scores.argmax(dim=1) == targets)
-    return losses, d_scores.to(logits.dtype), d_scores.sum(dim=0)
-
-
-def _loss_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:
-    """The rows' losses, and the gradients of their sum with respect to logits (C, V), in their dtype, and bias (V,)."""
+    if logits.is_cuda:  # where each operation below would read or write all of them
+        losses = _of_kernel(logits, bias, targets, differentiate=True)
+        return losses, logits, logits.sum(dim=0, dtype=bias.dtype)
     scores = logits.to(bias.dtype).add_(bias)
     losses = _become_probabilities(scores, targets)
     # minus one at the target they are the gradient
     scores.scatter_add_(1, targets.unsqueeze(1), scores.new_full((len(targets), 1), -1.0))
     return losses, scores.to(logits.dtype), scores.sum(dim=0)
+
+
+def _of_kernel(logits: Tensor, bias: Tensor, targets: Tensor, differentiate: bool) -> Losses:
+    from mmbert.head_kernel import losses_of  # Triton comes with torch for GPUs only
+
+    each, correct = losses_of(logits, bias, targets, differentiate)
+    return Losses(each.sum(), each, correct)
 
 
 def _become_probabilities(scores: Tensor, targets: Tensor) -> Losses:

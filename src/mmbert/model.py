@@ -9,6 +9,7 @@ Source:
     Warner et al. 2024, arXiv:2412.13663 (architecture); mmBERT's settings, arXiv:2509.06888 and its YAMLs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
@@ -126,7 +127,7 @@ class EncoderLayer(nn.Module):
 def pass_on(
     layer: EncoderLayer, following: EncoderLayer, x: Tensor, out: Tensor, rope: Rope
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """From one layer's attention to the next one's: what torch.compile sees as one, for the stream passes through it."""
+    """From one layer's attention to the next one's, without a break for torch.compile."""
     x = layer.after_attention(x, out)
     return x, following.before_attention(x, rope)
 
@@ -140,8 +141,8 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.final_norm = layer_norm(config)
-        self.first = EncoderLayer.before_attention
-        self.pass_on = pass_on
+        self.first: Callable[..., tuple[Tensor, Tensor, Tensor]] = EncoderLayer.before_attention
+        self.pass_on: Callable[..., tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = pass_on
 
     def forward(self, input_ids: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
         config = self.config
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
             out = layer.attend(qkv, packing, kernel)
             rope = global_rope if following.attn.window is None else local_rope
             x, qkv = self.pass_on(layer, following, x, out, rope)
-        last = self.layers[-1]
+        *_, last = self.layers
         out = last.attend(qkv, packing, kernel)
         if wanted is not None:  # behind the last attention no token needs another
             x, out = x.index_select(0, wanted), out.index_select(0, wanted)
