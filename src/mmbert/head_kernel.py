@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, WARPS = 4096, 8
+BLOCK, WARPS = 4096, 16  # 1.80 ms for 3,687 rows of 256,000 in bf16 on an H200; 8 warps 1.99, blocks of 8,192 2.15
 LEAST = tl.constexpr(-1e30)  # in place of minus infinity, whose differences are not numbers
 
 
