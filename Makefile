@@ -132,7 +132,7 @@ bench: env  ## measure against the peers on the CPU, about 30 minutes alone on t
 	$(BENCH_DATA) scaling --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 \
 	  --json $(RESULTS)/scaling.json
 	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json, \
-	  step-1024 step-4096 head data data-one-cpu startup tokenise pipeline scaling)) \
+	  step-1024 step-4096 head data data-one-cpu startup tokenise pipeline scaling gpu-head)) \
 	  --output docs/benchmarks.md
 
 CONFIG ?= yamls/demo/phase1.yaml

@@ -239,9 +239,9 @@ def test_torch_varlen_without_windows_cannot_run(monkeypatch: pytest.MonkeyPatch
     fake_torch_varlen(monkeypatch, of_torch_2_12)
     assert attention._obstacle("torch_varlen") is None
     fake_torch_varlen(monkeypatch, of_torch_2_10)
-    assert "2.12" in str(attention._obstacle("torch_varlen"))
+    assert "2.11" in str(attention._obstacle("torch_varlen"))
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    assert "2.12" in str(attention._obstacle("torch_varlen"))
+    assert "2.11" in str(attention._obstacle("torch_varlen"))
 
 
 FLASH_ARGUMENTS = (

@@ -138,7 +138,7 @@ def _obstacle(kernel: Kernel) -> str | None:
     if kernel == "torch_varlen":
         module = "torch.nn.attention.varlen"
         if find_spec(module) is None or "window_size" not in signature(import_module(module).varlen_attn).parameters:
-            return f"torch {torch.__version__} has no varlen_attn with windows, take 2.12 or later"
+            return f"torch {torch.__version__} has no varlen_attn with windows, take 2.11 or later"
     if kernel == "torch_flash":
         return _schema_obstacle(torch.ops.aten._flash_attention_forward.default._schema)
     return None

@@ -54,10 +54,11 @@ class Candidate:
         return torch.stack(losses).sum()
 
     def step(self) -> None:
-        """What is timed."""
+        """What is timed. Leaves no gradients, or all candidates' would lie in a GPU's memory at once."""
         self.backward()
         if self.optimizer is not None:
             self.optimizer.step()
+        self.model.zero_grad(set_to_none=True)
 
 
 @dataclass(frozen=True)
