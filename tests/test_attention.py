@@ -234,9 +234,9 @@ def test_torch_varlen_without_windows_cannot_run(monkeypatch: pytest.MonkeyPatch
 
     def of_torch_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False): ...
 
-    def of_torch_2_12(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)): ...
+    def of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)): ...
 
-    fake_torch_varlen(monkeypatch, of_torch_2_12)
+    fake_torch_varlen(monkeypatch, of_torch_2_11)
     assert attention._obstacle("torch_varlen") is None
     fake_torch_varlen(monkeypatch, of_torch_2_10)
     assert "2.11" in str(attention._obstacle("torch_varlen"))

@@ -114,6 +114,15 @@ def test_microbatches_change_neither_loss_nor_gradients() -> None:
     assert step.worst_gradient(step.gradients(cut), gradients) < 1e-5
 
 
+def test_a_timed_step_leaves_no_gradients() -> None:
+    encoder, documents = MmBertForMaskedLM(TINY), synthetic_documents(300, 128, 300, 0.3)
+    candidate = candidates.our_candidate(encoder, documents, 100, "fp32", CPU)
+    candidate.backward()
+    assert step.gradients(candidate)
+    candidate.step()
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
 def run(path: Path, *words: str) -> dict[str, Any]:
     program.main([*WORDS, *words, "--json", str(path / "step.json")])
     return json.loads((path / "step.json").read_text())

@@ -64,6 +64,14 @@ def test_a_truncated_a_missing_and_another_streams_shard_are_named(folders: list
     assert len(shards.row(1, 0).input_ids)  # the other stream is read on
 
 
+@pytest.mark.parametrize("behind", [0, 5])
+def test_a_row_behind_the_last_of_its_stream_is_not_the_next_streams(folders: list[Path], behind: int) -> None:
+    """Rows are numbered through all streams, so it would be one that can be read."""
+    shards = open_shards(folders)
+    with pytest.raises(AssertionError, match="a row that its stream does not have"):
+        shards.row(0, shards.manifests[0].rows + behind)
+
+
 @pytest.mark.fault(11, 28)
 def test_what_happens_to_a_shard_after_its_check_is_still_no_row(folders: list[Path]) -> None:
     """Its ids are checked whenever they are read."""

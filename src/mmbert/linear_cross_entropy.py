@@ -109,7 +109,8 @@ def _losses(logits: Tensor, bias: Tensor, targets: Tensor) -> Losses:
     """The rows' losses. Logits (C, V) are lost."""
     if logits.is_cuda:
         return _of_kernel(logits, bias, targets, differentiate=False)
-    return _become_probabilities(logits.to(bias.dtype).add_(bias), targets)
+    wide = torch.promote_types(torch.float32, logits.dtype)
+    return _become_probabilities(logits.to(wide).add_(bias), targets)
 
 
 def _losses_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:

@@ -114,7 +114,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_gates(gates)
     if options.optimizer:
         add_optimizers(candidates, device)
-    peaks = {name: peak_gpu_bytes(name, candidates) for name in candidates} if device.type == "cuda" else {}
+    measured = candidates.items() if device.type == "cuda" else ()
+    peaks = {name: peak_gpu_bytes(candidate) for name, candidate in measured}
     steps: dict[str, Callable[[], None]] = {name: candidate.step for name, candidate in candidates.items()}
     dtype = torch.bfloat16 if options.precision == "amp_bf16" else torch.float32
     steps[PRODUCTS] = bare_products(encoder, candidates[OURS].microbatches, dtype)
@@ -216,21 +217,16 @@ def add_optimizers(candidates: Mapping[str, Candidate], device: torch.device) ->
         candidate.optimizer = optimizers[id(candidate.model)]
 
 
-def peak_gpu_bytes(name: str, candidates: Mapping[str, Candidate]) -> int:
+def peak_gpu_bytes(candidate: Candidate) -> int:
     """Most bytes of a GPU's memory that a step needs beyond weights, inputs and what the other candidates hold."""
-    for candidate in candidates.values():
-        candidate.model.zero_grad(set_to_none=True)
-    candidates[name].step()  # moments and workspaces come with the first
-    candidates[name].model.zero_grad(set_to_none=True)
+    candidate.step()  # moments and workspaces come with the first
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    candidates[name].step()
+    candidate.step()
     torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    candidates[name].model.zero_grad(set_to_none=True)
-    return peak
+    return torch.cuda.max_memory_allocated() - before
 
 
 def facts(options: argparse.Namespace, documents: Documents, num_parameters: int, flops: int) -> dict[str, Any]:
