@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmbert.head_chunks import rows_of_a_chunk
+from mmbert.linear import linear
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -86,46 +87,51 @@ def _forward(
     for start in range(0, len(hidden), chunk_rows):
         chunk = slice(start, start + chunk_rows)
         rows, goals = inputs[chunk], targets[chunk]
-        logits = rows @ matrix.T  # (C, V)
         if gradients is None:
-            losses = _losses(logits, bias, goals)
+            losses = _losses(rows, matrix, bias, goals)
         else:
             d_hidden, d_weight, d_bias = gradients
-            losses, d_logits, chunk_d_bias = _losses_and_gradients(logits, bias, goals)
+            losses, d_logits, chunk_d_bias = _losses_and_gradients(rows, matrix, bias, goals)
             d_bias += chunk_d_bias
-            d_hidden[chunk] = d_logits @ matrix
+            d_hidden[chunk] = linear(d_logits, matrix.T)
             if dtype == d_weight.dtype:
                 d_weight.addmm_(d_logits.T, rows)
             else:
                 d_weight += d_logits.T @ rows
-            del d_logits
-        del logits  # or the next chunk's would come beside them
+            del d_logits  # or the next chunk's would come beside them
         total += losses.total
         each[chunk], correct[chunk] = losses.each, losses.correct
     return Losses(total, each, correct)
 
 
-def _losses(logits: Tensor, bias: Tensor, targets: Tensor) -> Losses:
-    """The rows' losses. Logits (C, V) are lost."""
-    if logits.is_cuda:
-        return _of_kernel(logits, bias, targets, differentiate=False)
-    wide = torch.promote_types(torch.float32, logits.dtype)
-    return _become_probabilities(logits.to(wide).add_(bias), targets)
+def _losses(rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Losses:
+    """The losses of rows (C, D)."""
+    if rows.is_cuda:
+        return _of_kernel(rows @ weight.T, bias, targets, differentiate=False)
+    return _become_probabilities(_scores(rows, weight, bias), targets)
 
 
-def _losses_and_gradients(logits: Tensor, bias: Tensor, targets: Tensor) -> tuple[Losses, Tensor, Tensor]:
-    """The rows' losses, and the gradients of their sum with respect to logits (C, V), in their dtype, and bias (V,).
-
-    Logits are lost.
-    """
-    if logits.is_cuda:  # where each operation below would read or write all of them
+def _losses_and_gradients(
+    rows: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+) -> tuple[Losses, Tensor, Tensor]:
+    """The losses of rows (C, D), and the gradients of their sum with respect to logits (C, V) and bias (V,)."""
+    if rows.is_cuda:  # where each operation below would read or write all of the logits
+        logits = rows @ weight.T
         losses = _of_kernel(logits, bias, targets, differentiate=True)
         return losses, logits, logits.sum(dim=0, dtype=bias.dtype)
-    scores = logits.to(bias.dtype).add_(bias)
+    scores = _scores(rows, weight, bias)
     losses = _become_probabilities(scores, targets)
     # minus one at the target they are the gradient
     scores.scatter_add_(1, targets.unsqueeze(1), scores.new_full((len(targets), 1), -1.0))
-    return losses, scores.to(logits.dtype), scores.sum(dim=0)
+    return losses, scores.to(rows.dtype), scores.sum(dim=0)
+
+
+def _scores(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Logits (C, V), in fp32 at least; those of half precision are widened before the bias comes to them."""
+    wide = torch.promote_types(torch.float32, rows.dtype)
+    if rows.dtype == bias.dtype == wide:
+        return linear(rows, weight, bias)
+    return linear(rows, weight).to(wide).add_(bias)
 
 
 def _of_kernel(logits: Tensor, bias: Tensor, targets: Tensor, differentiate: bool) -> Losses:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmbert.attention import Kernel, Packing, Window, resolve_kernel, varlen_attention
 from mmbert.config import ModelConfig
+from mmbert.linear import Linear
 from mmbert.linear_cross_entropy import Losses, linear_cross_entropy
 
 
@@ -71,8 +72,8 @@ class Attention(nn.Module):
         self.window: Window | None = None
         if layer % config.global_attn_every_n_layers != 0:
             self.window = (config.local_attention // 2, config.local_attention // 2)
-        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.Wqkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.Wo = Linear(config.hidden_size, config.hidden_size)
         self.out_drop = nn.Dropout(config.attn_out_dropout)
 
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,8 +93,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.Wi = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.Wo = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         activated, gate = self.Wi(x).chunk(2, dim=-1)  # (T, I) each
@@ -178,7 +179,7 @@ class PredictionHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.norm = layer_norm(config)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmbert.head_chunks import rows_of_a_chunk
+from mmbert.linear import linear
 from mmbert.model import MmBertForMaskedLM
 
 NAME = "products"
@@ -21,10 +22,10 @@ def bare_products(
     Args:
         microbatches: of ours; `input_ids` (T,) and `targets` (M,) give the rows.
     """
-    linear = {name: part for name, part in encoder.model.named_modules() if isinstance(part, nn.Linear)}
+    parts = {name: part for name, part in encoder.model.named_modules() if isinstance(part, nn.Linear)}
     behind = tuple(f"layers.{len(encoder.model.layers) - 1}.{part}" for part in ("attn.Wo", "mlp.Wi", "mlp.Wo"))
-    of_all = [part for name, part in linear.items() if name not in behind]
-    of_masked = [*(linear[name] for name in behind), encoder.head.dense]
+    of_all = [part for name, part in parts.items() if name not in behind]
+    of_masked = [*(parts[name] for name in behind), encoder.head.dense]
     vocabulary = encoder.decoder.weight
     device = vocabulary.device
 
@@ -46,8 +47,8 @@ def bare_products(
 
     def step() -> None:
         for x, weight, gradient in work:
-            x @ weight.T  # the result is not wanted
-            gradient @ weight
+            linear(x, weight)  # the result is not wanted
+            linear(gradient, weight.T)
             gradient.T @ x
 
     return step
