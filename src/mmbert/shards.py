@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmbert.manifest import REMEDY, Manifest, ShardRecord, check_shard
-from mmbert.packing import WRAPPER_TOKENS, Row, Rows
+from mmbert.mds_samples import decode
+from mmbert.packing import Row, Rows
 from mmbert.remote_rows import THREADS, Prefetcher, RemoteRows
 
-PLACE, PAIR = 4, struct.Struct("<II")  # bytes of a place in a shard; two of them, or two sizes
-ID, LENGTH = np.dtype(np.uint32), np.dtype(np.uint16)
+PLACE, PAIR = 4, struct.Struct("<II")  # bytes of a place in a shard; two of them
 Wanted = ArrayLike  # (B, 2) of each row: its stream, and its number in the stream
-Sample = tuple[bytes, bytes]  # the values of its ids and of its lengths
 
 
 class OpenShard(NamedTuple):
@@ -79,12 +78,15 @@ class LanguageShards:
         """
         places = self._places(wanted)
         samples = [self._read(shard, row) for shard, row in places]
-        rows = decode(samples)
-        if find_fault(rows, self.manifests[0]):  # all at once, for that costs hardly more than one
+        try:
+            return decode(samples, self.manifests[0])  # all at once, for that costs hardly more than one
+        except ValueError:
             for (shard, row), sample in zip(places, samples, strict=True):
-                if fault := find_fault(decode([sample]), self.manifests[0]):
-                    raise ValueError(f"{self.paths[shard]} row {row}: {fault}; {REMEDY}")
-        return rows
+                try:
+                    decode([sample], self.manifests[0])
+                except ValueError as error:
+                    raise ValueError(f"{self.paths[shard]} row {row}: {error}; {REMEDY}") from None
+            raise
 
     def check(self, shard: int) -> str:
         """Read a whole shard and compare it with its manifest; its path. Raises as `rows` does."""
@@ -121,15 +123,14 @@ class LanguageShards:
                 self._keep(shard, file)
         self.ahead.ask(map(self._file, self._shards_of(later)))
 
-    def _read(self, shard: int, row: int) -> Sample:
-        """Row `row` of a shard."""
+    def _read(self, shard: int, row: int) -> bytes:
+        """The sample that is row `row` of a shard."""
         opened = self.files.get(shard) or self._open(shard)
+        begin, end = PAIR.unpack_from(opened.places, PLACE * row)
         try:
-            return read_sample(opened, row)
+            return os.pread(opened.file, max(0, end - begin), begin)
         except OSError as error:
             raise unreadable(self.paths[shard], error) from None
-        except Exception as error:  # garbage may raise anything
-            raise ValueError(f"{self.paths[shard]} row {row}: cannot be decoded ({error}); {REMEDY}") from None
 
     def _open(self, shard: int) -> OpenShard:
         """Open a shard that is not open, checked if it was not yet."""
@@ -201,66 +202,3 @@ def unreadable(path: str, error: OSError) -> OSError:
 def read_places(file: int, rows: int) -> bytes:
     """Where the samples of an MDS shard begin: behind their number, as many uint32, and one for the end of the last."""
     return os.pread(file, PLACE * (rows + 1), PLACE)
-
-
-def read_sample(shard: OpenShard, number: int) -> Sample:
-    """Read one sample of an MDS shard with the columns `manifest.COLUMNS`.
-
-    A sample begins with the sizes of its two columns, uint32.
-
-    Raises:
-        OSError: the file cannot be read.
-        Exception: the bytes are no such sample.
-    """
-    begin, end = PAIR.unpack_from(shard.places, PLACE * number)
-    sample = os.pread(shard.file, max(0, end - begin), begin)
-    first, second = PAIR.unpack_from(sample)
-    middle, end = PAIR.size + first, PAIR.size + first + second
-    if len(sample) != end:
-        raise ValueError(f"{len(sample)} bytes are no vectors of ids and lengths")
-    return vector(sample, PAIR.size, middle, ID.itemsize), vector(sample, middle, end, LENGTH.itemsize)
-
-
-def vector(sample: bytes, begin: int, end: int, itemsize: int) -> bytes:
-    """The values of the column of a sample in [begin, end).
-
-    It is a byte, which says that it has one dimension and how many bytes hold its length, the length, and the values.
-    """
-    kind = sample[begin]
-    values = begin + 1 + (1 << (kind & 3))
-    count = int.from_bytes(sample[begin + 1 : values], "little")
-    if kind >> 2 != 1 or values + count * itemsize != end:
-        raise ValueError(f"{end - begin} bytes are no vector of {itemsize}-byte numbers")
-    return sample[values:end]
-
-
-def decode(samples: Sequence[Sample]) -> Rows:
-    """The arrays of samples, laid end to end."""
-    input_ids, lengths = zip(*samples, strict=True)
-    return Rows(
-        np.frombuffer(bytearray().join(input_ids), ID),  # a bytearray, for arrays that may be written to
-        np.frombuffer(bytearray().join(lengths), LENGTH),
-        [len(column) // ID.itemsize for column in input_ids],
-        [len(column) // LENGTH.itemsize for column in lengths],
-    )
-
-
-def find_fault(rows: Rows, manifest: Manifest) -> str:
-    """What is wrong with rows of one tokenizer and row length, in the words for a single one, or the empty string."""
-    input_ids, lengths = rows.input_ids, rows.lengths.astype(np.int64)
-    row_tokens, ends = np.array(rows.row_tokens), lengths.cumsum()
-    sums = np.diff(np.append(0, ends)[np.append(0, np.cumsum(rows.row_documents))])
-    if (sums != row_tokens).any() or not 0 < row_tokens.min() <= row_tokens.max() <= manifest.row_length:
-        return f"{row_tokens[0]} ids, lengths sum to {sums[0]}, row_length is {manifest.row_length}"
-    if lengths.min() <= WRAPPER_TOKENS:
-        return f"a document of {lengths.min()} tokens has no text"
-    if input_ids.max() >= manifest.vocab_size:
-        return f"id {input_ids.max()} is outside the vocabulary of {manifest.vocab_size}"
-    for name, id_, places in (
-        ("bos", manifest.bos_token_id, ends - lengths),
-        ("eos", manifest.eos_token_id, ends - 1),
-    ):
-        found = input_ids == id_
-        if np.count_nonzero(found) != len(places) or not found.take(places).all():
-            return f"{name} (id {id_}) does not stand at the {len(lengths)} places where it must, and only there"
-    return ""

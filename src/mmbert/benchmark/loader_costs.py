@@ -12,10 +12,11 @@ from mmbert.batch_memory import BatchMemory
 from mmbert.benchmark.loader_ours import Ours
 from mmbert.clock import batch_sizes
 from mmbert.data import Microbatches, PhaseData, lay_end_to_end
+from mmbert.mds_samples import find_fault
 from mmbert.mixture import Group, Plan
 from mmbert.row_order import RowOrder
 from mmbert.schedules import Schedule
-from mmbert.shards import LanguageShards, find_fault
+from mmbert.shards import LanguageShards
 from mmbert.tokenizer import load_tokenizer
 
 PERIOD_ROWS, SHARD_ROWS, SHARDS = 200_000, 16_000, 4  # a period of the recipe; rows of a full shard; shards a stream
