@@ -271,6 +271,7 @@ class Microbatches:
         token = np.cumsum([0, *batch["row_tokens"]])
         document = np.cumsum([0, *batch["row_documents"]])
         label = np.searchsorted(batch["masked"], token)
+        batch = {**batch, "label_streams": np.repeat(batch["row_streams"], np.diff(label))}
         return [self.cut(batch, rows, token, document, label) for rows in parts]
 
     def cut(self, batch: Batch, rows: range, token: Integers, document: Integers, label: Integers) -> Batch:
@@ -282,12 +283,11 @@ class Microbatches:
             input_ids = np.pad(input_ids, (0, missing), constant_values=self.pad_token_id)
             full, rest = divmod(missing, self.max_seqlen)
             lengths += [self.max_seqlen] * full + [rest] * (rest > 0)
-        labels_of_rows = np.diff(label[rows.start : rows.stop + 1])
         return {
             "input_ids": self.tensor(input_ids),
             "masked": self.tensor(batch["masked"][labels] - tokens.start),
             "targets": self.tensor(batch["targets"][labels]),
-            "label_streams": self.tensor(np.repeat(batch["row_streams"][rows.start : rows.stop], labels_of_rows)),
+            "label_streams": self.tensor(batch["label_streams"][labels]),
             "num_labels": int(labels.stop - labels.start),
             "lengths": lengths,
             "max_seqlen": self.max_seqlen,

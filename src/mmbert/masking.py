@@ -49,9 +49,12 @@ class Vocabulary:
 
 def mix(state: UInt64) -> UInt64:
     """SplitMix64's finaliser: a bijection of 64 bits whose output passes as random (Steele et al. 2014)."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+    state = state ^ (state >> np.uint64(30))
+    state *= np.uint64(0xBF58476D1CE4E5B9)  # in place, for the arrays are large
+    state ^= state >> np.uint64(27)
+    state *= np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    return state
 
 
 def token_hashes(seed: int, row_positions: Integers, row_length: int) -> UInt64:

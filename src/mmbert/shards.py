@@ -23,6 +23,7 @@ from mmbert.remote_rows import THREADS, Prefetcher, RemoteRows
 
 PLACE, PAIR = 4, struct.Struct("<II")  # bytes of a place in a shard; two of them
 Wanted = ArrayLike  # (B, 2) of each row: its stream, and its number in the stream
+Places = list[tuple[int, int]]  # of each row: its shard, and its number in the shard
 
 
 class OpenShard(NamedTuple):
@@ -77,7 +78,7 @@ class LanguageShards:
             OSError, ValueError: a shard is missing, cannot be read or is not what was written; names the file.
         """
         places = self._places(wanted)
-        samples = [self._read(shard, row) for shard, row in places]
+        samples = self._read(places)
         try:
             return decode(samples, self.manifests[0])  # all at once, for that costs hardly more than one
         except ValueError:
@@ -123,14 +124,17 @@ class LanguageShards:
                 self._keep(shard, file)
         self.ahead.ask(map(self._file, self._shards_of(later)))
 
-    def _read(self, shard: int, row: int) -> bytes:
-        """The sample that is row `row` of a shard."""
-        opened = self.files.get(shard) or self._open(shard)
-        begin, end = PAIR.unpack_from(opened.places, PLACE * row)
-        try:
-            return os.pread(opened.file, max(0, end - begin), begin)
-        except OSError as error:
-            raise unreadable(self.paths[shard], error) from None
+    def _read(self, places: Places) -> list[bytes]:
+        """The samples of rows, each by its shard and its number in it. The loop that every row passes is kept short."""
+        samples = []
+        for shard, row in places:
+            opened = self.files.get(shard) or self._open(shard)
+            begin, end = PAIR.unpack_from(opened.places, PLACE * row)
+            try:
+                samples.append(os.pread(opened.file, end - begin if end > begin else 0, begin))
+            except OSError as error:
+                raise unreadable(self.paths[shard], error) from None
+        return samples
 
     def _open(self, shard: int) -> OpenShard:
         """Open a shard that is not open, checked if it was not yet."""
@@ -163,7 +167,7 @@ class LanguageShards:
         stream, name = self.shards[shard]
         return self.folders[stream], name, self.manifests[stream].shards[name]
 
-    def _places(self, wanted: Wanted) -> list[tuple[int, int]]:
+    def _places(self, wanted: Wanted) -> Places:
         """Shard of each row, and the row's number in it."""
         streams, numbers = np.asarray(wanted, np.int64).reshape(-1, 2).T
         assert ((numbers >= 0) & (numbers < self.stream_rows[streams])).all(), "a row that its stream does not have"
