@@ -1,7 +1,7 @@
 """Peak memory of one call on the CPU, measured in a process of its own.
 
-Linux counts what a process holds (VmRSS) and the most that it ever held (VmHWM). getrusage's ru_maxrss will not do: a
-child is born with its parent's.
+Linux counts what a process holds (VmRSS) and the most that it ever held (VmHWM), both by counters of each processor
+that may be 32 pages behind. getrusage's ru_maxrss will not do: a child is born with its parent's.
 """
 
 import ctypes
