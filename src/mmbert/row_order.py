@@ -98,7 +98,7 @@ class RowOrder:
         of_stream = np.repeat(streams, [len(part) for part in rows]).astype(np.int32)
         return of_stream[order], np.concatenate(rows)[order]
 
-    def from_row(self, position: int) -> Iterator[Places]:
+    def periods_from(self, position: int) -> Iterator[Places]:
         """All places from a position on, up to the end of each period, without end."""
         skipped, offset = divmod(position, self.plan.period_rows)
         for period in islice(self.plan.periods(), skipped, None):
@@ -117,7 +117,7 @@ class RowOrder:
                 f"a global batch of {min(sizes.sizes)} rows is too small for {world_size} ranks: train on fewer, or "
                 "raise global_train_batch_size and batch_size_warmup.start"
             )
-        periods = self.from_row(position)
+        periods = self.periods_from(position)
         coming = next(periods)
         while True:
             size = sizes.at(position)
