@@ -91,7 +91,7 @@ plan: env  ## CONFIG="<yaml> ..." [COUNTS=<csv>]: what a phase, or a chain in it
 	$(BIN)/python -m mmbert.plan $(CONFIG) $(if $(COUNTS),--counts $(COUNTS)) $(OPTIONS)
 
 test: env  ## the whole CPU test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.run
 
 # Slurm and a linter for its scripts are installed where root may; without a Slurm its tests say so and are skipped.
 slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of two nodes, which it starts and ends

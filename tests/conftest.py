@@ -26,12 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long`, too")
     parser.addoption("--slurm", action="store_true", help="run the tests marked `slurm`, too")
     parser.addoption("--kills", type=int, default=6, help="runs to kill at random points")
-    parser.addoption("--shared", metavar="FOLDER", help="share the test files with other processes; `make faults` does")
-    parser.addoption("--process", type=int, default=0, help="number of this process among them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Reliability(config.option.shared))
+    shared = config.getoption("shared", default=None)
+    config.pluginmanager.register(Reliability(shared, config.getoption("process", default=0)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,11 +1,7 @@
-"""Pytest plugin of the fault suite: collects what its tests find, and lets several processes share them.
-
-Each process claims a test file before it runs it, so that none is run twice; `tests.faults.run` starts them.
-"""
+"""Pytest plugin of the fault suite: collects what its tests find."""
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,39 +34,14 @@ class Result:
 class Reliability:
     """One result for each test that a `fault` marks.
 
-    Attributes:
-        shared: folder of the processes that share the tests; None when there is one.
+    Args:
+        shared: folder of the processes that share the tests (tests/sharing.py); None when there is one.
+        process: number of this one.
     """
 
-    def __init__(self, shared: str | None) -> None:
-        self.shared = Path(shared) if shared else None
-        self.claimed: set[Path] = set()
+    def __init__(self, shared: Path | None, process: int) -> None:
+        self.shared, self.process = shared, process
         self.results: dict[str, Result] = {}
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """Run the test files that no other process has claimed."""
-        if self.shared is None or session.config.option.collectonly or session.testsfailed:
-            return None
-        own = self.claim(session.items)
-        item = next(own, None)
-        while item is not None:
-            following = next(own, None)
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            item = following
-        return True
-
-    def claim(self, items: list[pytest.Item]) -> Iterator[pytest.Item]:
-        """Tests of the files that are claimed for this process, when their turn comes."""
-        assert self.shared
-        for path, of_file in groupby(items, key=lambda item: item.path):
-            if path not in self.claimed:
-                try:
-                    (self.shared / f"{path.name}.claimed").touch(exist_ok=False)
-                    self.claimed.add(path)
-                except FileExistsError:
-                    continue
-            yield from of_file
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
@@ -85,18 +56,17 @@ class Reliability:
                 result.reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
         return report
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self) -> None:
         """Hand on the results."""
         if self.shared:
-            content = {"tests": session.testscollected, "results": [asdict(result) for result in self.results.values()]}
-            (self.shared / f"{session.config.option.process}.json").write_text(json.dumps(content))
+            content = [asdict(result) for result in self.results.values()]
+            (self.shared / f"{self.process}.faults.json").write_text(json.dumps(content))
 
 
-def read_results(shared: Path) -> tuple[list[Result], int]:
-    """What all processes found, and how many tests they had to run together."""
-    found = [json.loads(path.read_text()) for path in sorted(shared.glob("*.json"))]
-    results = [Result(**{**values, "rows": tuple(values["rows"])}) for one in found for values in one["results"]]
-    return results, max((one["tests"] for one in found), default=0)
+def read_results(shared: Path) -> list[Result]:
+    """What all processes found."""
+    found = [json.loads(path.read_text()) for path in sorted(shared.glob("*.faults.json"))]
+    return [Result(**{**values, "rows": tuple(values["rows"])}) for one in found for values in one]
 
 
 def new_result(item: pytest.Item, marks: list[pytest.Mark]) -> Result:
