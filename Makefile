@@ -111,16 +111,16 @@ RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=3)
 CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio convert_dataset=4)
 
-bench: env  ## measure against the peers on the CPU, about 30 minutes alone on two cores, and write docs/benchmarks.md
+bench: env  ## measure against the peers on the CPU, about 40 minutes alone on two cores, and write docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fast.txt -c requirements.lock
 	mkdir -p $(RESULTS)
 	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned,hf-sparse \
 	  --min-ratio hf-tuned=1.1 --min-ratio hf-sparse=2 --json $(RESULTS)/step-1024.json
 	$(BENCH) step --seq 4096 --tokens 16384 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
 	  --min-ratio hf-tuned=1.4 --json $(RESULTS)/step-4096.json
-	$(BENCH) head --threads 2 --min-memory-ratio 8 --json $(RESULTS)/head.json
-	$(BENCH) data $(PACKER) --min-ratio hf-patched=70 --json $(RESULTS)/data.json
-	$(BENCH) data --one-cpu $(PACKER) --min-ratio hf-patched=50 --json $(RESULTS)/data-one-cpu.json
+	$(BENCH) head --threads 2 --min-memory-ratio 8 --min-ratio full-logits=0.9 --json $(RESULTS)/head.json
+	$(BENCH) data $(PACKER) --repetitions 15 --min-ratio hf-patched=70 --json $(RESULTS)/data.json
+	$(BENCH) data --one-cpu $(PACKER) --repetitions 15 --min-ratio hf-patched=50 --json $(RESULTS)/data-one-cpu.json
 	$(BENCH) startup --repetitions 3 --json $(RESULTS)/startup.json
 	$(BIN)/python -m data_prep.udhr --whole --output data/benchmark/udhr
 	[ -d $(BENCH_TOKENIZER) ] || $(BIN)/python -m data_prep.gemma2 --output $(BENCH_TOKENIZER)
