@@ -177,11 +177,13 @@ def test_a_gradient_that_is_off_is_not_timed(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_the_fastest_batch_size_is_taken_from_the_best_of_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that is hopeless, 16 here, is not tried again."""
     seconds = {1: iter([1.0, 3.0, 4.0, 5.0]), 4: iter([9.0, 5.0, 6.0, 2.0]), 8: iter([9.0, 6.0, 7.0, 6.0])}
+    seconds[16] = iter([9.0, 6.1])
     model = torch.nn.Linear(1, 1)
     tried = {size: candidates.Candidate(model, [], lambda _: torch.zeros(()), 1.0, str(size)) for size in seconds}
     monkeypatch.setattr(candidates, "_seconds", lambda candidate, _: next(seconds[int(candidate.note)]))
-    assert candidates.fastest(tried, CPU) == (4, {1: 3.0, 4: 2.0, 8: 6.0})
+    assert candidates.fastest(tried, CPU) == (4, {1: 3.0, 4: 2.0, 8: 6.0, 16: 6.1})
 
 
 def test_a_batch_size_that_does_not_fit_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

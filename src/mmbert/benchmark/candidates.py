@@ -95,6 +95,8 @@ PEERS = {
 }
 TRIALS = 3
 """Timed steps of each batch size that is tried; the best of fewer went wrong on a busy machine."""
+HOPELESS = 2.0
+"""A size whose first timed step took so many times the fastest's gets no other."""
 
 
 def check_peers_run(names: Sequence[str], device: torch.device, precision: str) -> None:
@@ -191,6 +193,8 @@ def fastest(candidates: dict[int, Candidate], device: torch.device) -> tuple[int
     for turn in range(1 + TRIALS):
         for size, candidate in candidates.items():
             if turn > 0 and size not in best:
+                continue
+            if turn > 1 and best[size] > HOPELESS * min(best.values()):
                 continue
             with suppress(torch.cuda.OutOfMemoryError):
                 seconds = _seconds(candidate, device)
