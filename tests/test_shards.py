@@ -160,6 +160,18 @@ def test_a_sample_must_be_two_vectors_and_nothing_else(folders: list[Path], what
         shards.row(0, 1)
 
 
+@pytest.mark.fault(28)
+def test_a_checked_shard_that_ends_in_its_table_of_places_is_named(folders: list[Path]) -> None:
+    """As where a disk loses the end of a file between the check and the next time that it is opened."""
+    shards = open_shards(folders)
+    path = folders[0] / "shard.00000.mds"
+    shards.row(0, 1)
+    path.write_bytes(path.read_bytes()[:12])
+    mmbert.shards.close(shards.files)
+    shards.files.clear()  # an open shard's places are known already
+    assert f"{path} row 1: cannot be decoded (" in why_refused(shards)
+
+
 def why_refused(shards: LanguageShards) -> str:
     """What is said of row 1 of the first stream."""
     try:

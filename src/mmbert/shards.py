@@ -129,11 +129,13 @@ class LanguageShards:
         samples = []
         for shard, row in places:
             opened = self.files.get(shard) or self._open(shard)
-            begin, end = PAIR.unpack_from(opened.places, PLACE * row)
             try:
+                begin, end = PAIR.unpack_from(opened.places, PLACE * row)
                 samples.append(os.pread(opened.file, end - begin if end > begin else 0, begin))
             except OSError as error:
                 raise unreadable(self.paths[shard], error) from None
+            except Exception as error:  # garbage may raise anything
+                raise ValueError(f"{self.paths[shard]} row {row}: cannot be decoded ({error}); {REMEDY}") from None
         return samples
 
     def _open(self, shard: int) -> OpenShard:
