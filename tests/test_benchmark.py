@@ -215,16 +215,16 @@ def test_unknown_options_and_subcommands_are_refused() -> None:
 
 
 def test_peak_memory_is_that_of_the_logits() -> None:
-    """512 x 16,384 logits are 34 MB; torch holds two such tensors at least, ours one: all rows fit in a chunk.
+    """64 x 131,072 logits are 34 MB; torch holds two such tensors at least, ours one: all rows fit in a chunk.
 
-    Linux's counters are some pages behind: five once, of the 8,192 that the logits are.
+    With so wide a vocabulary ours holds a chunk's gradient of the bias besides, 0.5 MB: more than Linux's counters err.
     """
-    options = argparse.Namespace(vocab=16_384, rows=512, hidden=8, precision="fp32", seed=0)
-    logits, gradients = 4 * 512 * 16_384, 4 * (512 * 8 + 16_384 * 8 + 16_384)
+    options = argparse.Namespace(vocab=131_072, rows=64, hidden=8, precision="fp32", seed=0)
+    logits, gradients = 4 * 64 * 131_072, 4 * (64 * 8 + 131_072 * 8 + 131_072)
     unused: Any = None
     ours, theirs = (head.peak_cpu_bytes(name, unused, options) - gradients for name in (OURS, head.PEER))
-    assert theirs >= 1.99 * logits
-    assert 0.99 * logits <= ours <= 1.1 * logits
+    assert theirs >= 2 * logits
+    assert logits <= ours <= 1.1 * logits
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Peak memory of one call on the CPU, measured in a process of its own.
 
-Linux counts what a process holds (VmRSS) and the most that it ever held (VmHWM), both by counters of each processor
-that may be 32 pages behind. getrusage's ru_maxrss will not do: a child is born with its parent's.
+Linux counts what a process holds (VmRSS) and the most that it ever held (VmHWM), in counters that proc(5) calls
+inaccurate: 20 kB less than was held at least was seen once. getrusage's ru_maxrss will not do: a child is born with its
+parent's.
 """
 
 import ctypes
