@@ -17,6 +17,7 @@ from mmbert.packing import WRAPPER_TOKENS, Rows
 SIZES, HEAD = 8, 3  # bytes of the sizes; of a column, those that lie before its values and may hold its length
 ONE_BYTE, TWO_BYTES = 4, 5  # first byte of a column whose length takes so many; no row has more than 65,535 ids
 ID, LENGTH = np.dtype(np.uint32), np.dtype(np.uint16)
+Bytes = NDArray[np.uint8]
 
 
 def decode(samples: Sequence[bytes], kind: Manifest) -> Rows:
@@ -29,12 +30,10 @@ def decode(samples: Sequence[bytes], kind: Manifest) -> Rows:
     heads = gather(samples, np.zeros_like(sizes), SIZES + HEAD)
     first, second = heads[:, :SIZES].copy().view(np.uint32).astype(np.int64).T
     middles = SIZES + first
-    if (middles + second != sizes).any():
-        raise not_two_vectors(samples)
-    ids = values(heads[:, SIZES:], np.full_like(sizes, SIZES), middles, ID)
-    lengths = values(gather(samples, middles, HEAD), middles, sizes, LENGTH)
-    if ids is None or lengths is None:
-        raise not_two_vectors(samples)
+    ids, are_ids = values(heads[:, SIZES:], SIZES, middles, ID)
+    lengths, are_lengths = values(gather(samples, middles, HEAD), middles, sizes, LENGTH)
+    if not ((middles + second == sizes) & are_ids & are_lengths).all():
+        raise ValueError(f"cannot be decoded ({sizes[0]} bytes are no vectors of ids and lengths)")
     rows = Rows(
         lay(samples, ids, middles, ID),
         lay(samples, lengths, sizes, LENGTH),
@@ -46,26 +45,21 @@ def decode(samples: Sequence[bytes], kind: Manifest) -> Rows:
     return rows
 
 
-def not_two_vectors(samples: Sequence[bytes]) -> ValueError:
-    """What to raise."""
-    return ValueError(f"cannot be decoded ({len(samples[0])} bytes are no vectors of ids and lengths)")
-
-
-def gather(samples: Sequence[bytes], begins: Integers, size: int) -> NDArray[np.uint8]:
-    """(B, size) so many bytes of each sample. Raises ValueError where one does not have them."""
-    found = b"".join([sample[begin : begin + size] for sample, begin in zip(samples, begins.tolist(), strict=True)])
-    if len(found) != size * len(samples):
-        raise not_two_vectors(samples)
+def gather(samples: Sequence[bytes], begins: Integers, size: int) -> Bytes:
+    """(B, size) so many bytes of each sample, zeros behind its end: no column begins with one."""
+    parts = zip(samples, begins.tolist(), strict=True)
+    found = b"".join([sample[begin : begin + size].ljust(size, b"\0") for sample, begin in parts])
     return np.frombuffer(found, np.uint8).reshape(-1, size)
 
 
-def values(heads: NDArray[np.uint8], begins: Integers, ends: Integers, dtype: np.dtype) -> Integers | None:
-    """(B,) where the values of columns in [begin, end) begin, by their heads (B, HEAD); None if one is no column."""
+def values(
+    heads: Bytes, begins: Integers | int, ends: Integers, dtype: np.dtype
+) -> tuple[Integers, NDArray[np.bool_]]:
+    """Where the values begin in columns of [begin, end) by their heads (B, HEAD); and which of these are columns."""
     kinds, low, high = heads.astype(np.int64).T
     counts = np.where(kinds == ONE_BYTE, low, low + 256 * high)
     found = begins + 2 + (kinds == TWO_BYTES)
-    is_column = ((kinds == ONE_BYTE) | (kinds == TWO_BYTES)) & (found + counts * dtype.itemsize == ends)
-    return found if is_column.all() else None
+    return found, ((kinds == ONE_BYTE) | (kinds == TWO_BYTES)) & (found + counts * dtype.itemsize == ends)
 
 
 def lay(samples: Sequence[bytes], begins: Integers, ends: Integers, dtype: np.dtype) -> np.ndarray:
