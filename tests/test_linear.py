@@ -6,13 +6,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmbert.linear import ONEDNN, Linear, linear
+from tests.test_model import SMALLEST, batch_of, build
 
 ROWS, IN, OUT = 37, 24, 50
 OF_ONEDNN = "mkldnn._linear_pointwise.default"
 
 
 class Calls(TorchDispatchMode):
-    """Names of the operators that ran."""
+    """Names of the operators that ran; asserts that oneDNN gets no slice of a matrix, at which it is slow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,6 +21,8 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
         self.names.append(str(function))
+        if str(function) == OF_ONEDNN:
+            assert all(x.is_contiguous() or x.T.is_contiguous() for x in arguments[:2])
         return function(*arguments, **keywords or {})
 
 
@@ -42,6 +45,15 @@ def test_onednn_computes_output_and_gradient_of_the_input() -> None:
     assert calls.names.count(OF_ONEDNN) == 2
 
 
+@pytest.mark.skipif(not ONEDNN, reason="this torch is without MKL or oneDNN")
+def test_onednn_computes_all_layers_and_the_head_of_a_step() -> None:
+    """Two of three products: of Wqkv, Wo, Wi and Wo in five layers, of the head's own and of its one chunk."""
+    model, (input_ids, packing, masked, targets) = build(SMALLEST), batch_of([50, 150])
+    with Calls() as calls:
+        model.loss(input_ids, packing, masked, targets).total.backward()
+    assert calls.names.count(OF_ONEDNN) == 2 * (4 * 5 + 1 + 1)
+
+
 @pytest.mark.parametrize("layout", ["plain", "transposed", "columns"])
 @pytest.mark.parametrize("spread", [False, True], ids=["", "gradient of one number"])
 def test_output_and_gradients_are_exact(layout: str, spread: bool) -> None:
@@ -52,8 +64,9 @@ def test_output_and_gradients_are_exact(layout: str, spread: bool) -> None:
         "columns": torch.randn(ROWS, 3 * IN)[:, IN : 2 * IN].requires_grad_(),
     }[layout]
     grad = torch.ones(()).expand(ROWS, OUT) if spread else torch.randn(ROWS, OUT)
-    output = layer(x)
-    gradients = torch.autograd.grad(output, (x, layer.weight), grad)
+    with Calls():
+        output = layer(x)
+        gradients = torch.autograd.grad(output, (x, layer.weight), grad)
     for own, expected in zip((output, *gradients), exact(layer, x, grad), strict=True):
         torch.testing.assert_close(own.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -65,8 +78,10 @@ def test_a_frozen_weight_or_input_gets_no_gradient() -> None:
     assert layer.weight.grad is None
     assert x.grad is not None
     layer.weight.requires_grad_(True)
-    layer(x.detach()).sum().backward()
+    with Calls() as calls:
+        layer(x.detach()).sum().backward()
     assert layer.weight.grad is not None
+    assert calls.names.count(OF_ONEDNN) == ONEDNN
 
 
 def test_no_rows_give_no_rows() -> None:

@@ -65,3 +65,10 @@ def test_a_wrong_byte_in_a_head_is_refused(kind: Manifest, tmp_path: Path, place
     for value in set(range(256)) - {sample[place]}:
         with pytest.raises(ValueError, match="bytes are no vectors of ids and lengths"):
             decode([sample[:place] + bytes([value]) + sample[place + 1 :]], kind)
+
+
+def test_ids_that_are_no_row_of_the_kind_are_refused(kind: Manifest, tmp_path: Path) -> None:
+    good, unknown = row_of([10]), row_of([10, 20])
+    unknown.input_ids[5] = 300
+    with pytest.raises(ValueError, match="id 300 is outside the vocabulary of 300"):
+        decode(written([good, unknown], tmp_path / "mds"), kind)
