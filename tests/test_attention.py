@@ -62,6 +62,37 @@ def test_every_path_equals_the_reference_forward_and_backward(
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
+WANTED = {
+    "some": [0, 5, 44, 45, 180, 181, 394],  # of SHORT: first and last tokens among them, two documents without any
+    "all": list(range(395)),
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("window", [None, (64, 64)])
+@pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
+def test_outputs_that_are_wanted_are_those_of_all(wanted: list[int], window: Window | None) -> None:
+    qkv = random_qkv(sum(SHORT))
+    out = varlen_attention(*qkv, packing_of(SHORT), window, "cpu", torch.tensor(wanted, dtype=torch.int64))
+    expected = reference(qkv, SHORT, window)[wanted]
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    direction = torch.randn_like(out)
+    gradient, expected_gradient = (torch.autograd.grad(x, qkv, direction)[0] for x in (out, expected))
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
+
+
+def test_only_wanted_tokens_are_queries_of_a_global_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries: list[int] = []
+
+    def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        queries.append(query.shape[2])
+        return query
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", scaled_dot_product_attention)
+    varlen_attention(*random_qkv(sum(SHORT)), packing_of(SHORT), None, "cpu", torch.tensor(WANTED["some"]))
+    assert queries == [1, 2, 1, 0, 2, 0, 1]
+
+
 def test_window_is_inclusive_on_both_sides() -> None:
     """With equal scores a query averages its keys: 129 of them for (64, 64)."""
     qkv = torch.zeros(3, 400, 1, 8)
@@ -300,15 +331,42 @@ def test_torch_flash_passes_the_window_to_backward(window: Window | None, window
         assert (made["window_size_left"], made["window_size_right"]) == window_size, operator
 
 
-@pytest.mark.parametrize("window, window_size", [(None, (-1, -1)), ((64, 64), (64, 64))])
+def test_torch_flash_passes_the_wanted_queries_to_backward() -> None:
+    meta = torch.device("meta")
+    qkv = torch.empty(3, 7, 2, 16, dtype=torch.bfloat16, device=meta, requires_grad=True)
+    wanted = torch.empty(4, dtype=torch.int64, device=meta)
+    with Calls() as calls:
+        out = varlen_attention(*qkv, Packing.from_lengths([3, 4], meta), None, "torch_flash", wanted)
+        out.backward(torch.empty_like(out))
+    assert out.shape == (4, 2, 16)
+    assert qkv.grad is not None
+    assert "_flash_attention_backward.default" in calls.made
+
+
+@pytest.mark.parametrize(
+    "window, wanted, lengths_q, window_size",
+    [
+        (None, None, [3, 4], (-1, -1)),
+        ((64, 64), None, [3, 4], (64, 64)),
+        (None, [3, 5, 6], [0, 3], (-1, -1)),
+        ((64, 64), [3, 5, 6], [3, 4], (64, 64)),
+    ],
+)
 @pytest.mark.parametrize("kernel", ["flash_attn", "torch_varlen"])
 def test_public_kernels_get_the_packing_and_the_window(
-    monkeypatch: pytest.MonkeyPatch, kernel: Kernel, window: Window | None, window_size: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: Kernel,
+    window: Window | None,
+    wanted: list[int] | None,
+    lengths_q: list[int],
+    window_size: Window,
 ) -> None:
     calls: list[dict[str, Any]] = []
 
     def flash_attn_varlen_func(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        calls.append(options)
+        assert (len(q), len(k), len(v)) == (sum(lengths_q), 7, 7)
+        calls.append({**options, "cu_seqlens_q": options["cu_seqlens_q"].tolist()})
+        assert options["cu_seqlens_q"].dtype == torch.int32
         return q
 
     def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size) -> Tensor:
@@ -321,10 +379,12 @@ def test_public_kernels_get_the_packing_and_the_window(
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func))
     fake_torch_varlen(monkeypatch, varlen_attn)
     packing = packing_of([3, 4])
-    varlen_attention(*random_qkv(7, torch.bfloat16), packing, window, kernel)
+    places = None if wanted is None else torch.tensor(wanted)
+    out = varlen_attention(*random_qkv(7, torch.bfloat16), packing, window, kernel, places)
+    assert len(out) == (7 if wanted is None else len(wanted))
     assert calls == [
         {
-            "cu_seqlens_q": packing.cu_seqlens,
+            "cu_seqlens_q": [0, lengths_q[0], sum(lengths_q)],
             "cu_seqlens_k": packing.cu_seqlens,
             "max_seqlen_q": 4,
             "max_seqlen_k": 4,
@@ -367,6 +427,11 @@ def test_every_kernel_is_as_exact_as_its_dtype_allows(
     as_exact_as_its_dtype_allows(kernel, dtype, window, device)
 
 
+@pytest.mark.parametrize("kernel", ["cpu", *ON_A_GPU])
+def test_every_kernel_takes_documents_without_a_query(kernel: Kernel) -> None:
+    as_exact_as_its_dtype_allows(kernel, torch.bfloat16, None, able(kernel), [64, 100, 250, 256, 299, 621])
+
+
 @pytest.mark.parametrize("window", [None, (64, 64)])
 @pytest.mark.parametrize("loop", [True, False], ids=["loop", "band"])
 def test_cpu_is_as_exact_as_fp32_allows(monkeypatch: pytest.MonkeyPatch, loop: bool, window: Window | None) -> None:
@@ -375,7 +440,11 @@ def test_cpu_is_as_exact_as_fp32_allows(monkeypatch: pytest.MonkeyPatch, loop: b
 
 
 def as_exact_as_its_dtype_allows(
-    kernel: Kernel, dtype: torch.dtype, window: Window | None, device: torch.device
+    kernel: Kernel,
+    dtype: torch.dtype,
+    window: Window | None,
+    device: torch.device,
+    wanted: list[int] | None = None,
 ) -> None:
     """Documents around the tiles and the window, head size 64, against float64 on the same rounded inputs.
 
@@ -385,11 +454,13 @@ def as_exact_as_its_dtype_allows(
     lengths = [1, 63, 64, 65, 129, 300]
     qkv = random_qkv(sum(lengths), dtype, head_dim=64).detach().to(device).requires_grad_()
     exact = qkv.detach().double().requires_grad_()
-    direction = torch.randn(sum(lengths), 2, 64).to(device, dtype)
-    expected_out = reference(exact, lengths, window)
+    places = torch.tensor(range(sum(lengths)) if wanted is None else wanted, device=device)
+    direction = torch.randn(len(places), 2, 64).to(device, dtype)
+    expected_out = reference(exact, lengths, window)[places]
     expected = (expected_out.detach(), torch.autograd.grad(expected_out, exact, direction.double())[0])
-    yardstick = errors(reference(qkv, lengths, window), qkv, expected, direction)
-    out = varlen_attention(*qkv, Packing.from_lengths(lengths, device), window, kernel)
+    yardstick = errors(reference(qkv, lengths, window)[places], qkv, expected, direction)
+    packing = Packing.from_lengths(lengths, device)
+    out = varlen_attention(*qkv, packing, window, kernel, None if wanted is None else places)
     assert out.dtype == dtype
     actual = errors(out, qkv, expected, direction)
     assert actual[0] <= 2 * yardstick[0], (actual, yardstick)
@@ -401,10 +472,12 @@ def test_no_gpu_kernel_waits_for_the_device(kernel: Kernel) -> None:
     """From the lengths to the gradient; the debug mode turns a wait into an error."""
     device = able(kernel)
     qkv = random_qkv(300, torch.bfloat16, head_dim=64).detach().to(device).requires_grad_()
+    wanted = torch.tensor([7, 120, 250], device=device)
     for mode in ("default", "error"):  # the first time loads the kernels
         torch.cuda.set_sync_debug_mode(mode)
         try:
             packing = Packing.from_lengths([100, 200], device)
             varlen_attention(*qkv, packing, (64, 64), kernel).sum().backward()
+            varlen_attention(*qkv, packing, None, kernel, wanted).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -1,7 +1,7 @@
 """Attention inside each document of a packed batch: FlashAttention's kernels on a GPU, plain torch elsewhere.
 
-Shapes: T tokens of the batch, H heads, K head size. The banded path cuts the stream into N tiles of B queries, each
-with the R = left + B + right keys in its reach.
+Shapes: T tokens of the batch, M of them whose output is wanted, H heads, K head size. The banded path cuts the stream
+into N tiles of B queries, each with the R = left + B + right keys in its reach.
 """
 
 import logging
@@ -160,7 +160,13 @@ def _schema_obstacle(schema: torch.FunctionSchema) -> str | None:
 
 
 def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: Window | None, kernel: Kernel
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    window: Window | None,
+    kernel: Kernel,
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """Attend in both directions inside each document.
 
@@ -169,47 +175,63 @@ def varlen_attention(
         packing: where the documents lie.
         window: keys seen to the left and right of a query; None for the whole document.
         kernel: from resolve_kernel.
+        wanted: (M,) ascending, the tokens whose output is wanted; None for all. Without a window only they are
+            queries; a document may have none.
 
     Returns:
-        (T, H, K), in the dtype of q.
+        (T, H, K), or (M, H, K), in the dtype of q.
 
     Raises:
         ValueError: a GPU kernel is given fp32.
     """
+    if wanted is not None and window is not None:
+        # A kernel places a window by the query's place among all of its document.
+        return varlen_attention(q, k, v, packing, window, kernel).index_select(0, wanted)
+    cu_seqlens_q = packing.cu_seqlens
+    if wanted is not None:
+        q = q.index_select(0, wanted)
+        cu_seqlens_q = torch.searchsorted(wanted, cu_seqlens_q.to(wanted.dtype), out_int32=True)
     if kernel != "cpu":
         if q.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"attention: {kernel} cannot run in {q.dtype}; set precision: amp_bf16")
         attend = {"flash_attn": _flash_attn, "torch_varlen": _torch_varlen, "torch_flash": _torch_flash}[kernel]
-        return attend(q, k, v, packing, (-1, -1) if window is None else window)
+        return attend(q, k, v, packing, cu_seqlens_q, (-1, -1) if window is None else window)
     if window is None or packing.loop_is_cheaper(window):
-        return _loop_attention(q, k, v, packing, window)
+        lengths_q = packing.lengths if wanted is None else cu_seqlens_q.diff().tolist()
+        return _loop_attention(q, k, v, packing, lengths_q, window)
     # Half precision is computed in fp32, whatever autocast says: the copies that the band needs anyway convert.
     mask = packing.mask(window, torch.promote_types(q.dtype, torch.float32))
     return _BandedAttention.apply(q, k, v, mask, window[0])
 
 
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window_size: Window) -> Tensor:
+def _flash_attn(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, cu_seqlens_q: Tensor, window_size: Window
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # a GPU-only package
 
     return flash_attn_varlen_func(
         q, k, v,
-        cu_seqlens_q=packing.cu_seqlens, cu_seqlens_k=packing.cu_seqlens,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=packing.cu_seqlens,
         max_seqlen_q=packing.max_seqlen, max_seqlen_k=packing.max_seqlen,
         window_size=window_size,
     )  # fmt: skip
 
 
-def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window_size: Window) -> Tensor:
+def _torch_varlen(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, cu_seqlens_q: Tensor, window_size: Window
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # not in every torch
 
     cu_seqlens, max_seqlen = packing.cu_seqlens, packing.max_seqlen
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size)
+    return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size)
 
 
-def _torch_flash(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window_size: Window) -> Tensor:
+def _torch_flash(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, cu_seqlens_q: Tensor, window_size: Window
+) -> Tensor:
     output, *_ = torch.ops.aten._flash_attention_forward(
         query=q, key=k, value=v,
-        cum_seq_q=packing.cu_seqlens, cum_seq_k=packing.cu_seqlens,
+        cum_seq_q=cu_seqlens_q, cum_seq_k=packing.cu_seqlens,
         max_q=packing.max_seqlen, max_k=packing.max_seqlen,
         dropout_p=0.0, is_causal=False, return_debug_mask=False,
         window_size_left=window_size[0], window_size_right=window_size[1],
@@ -217,11 +239,14 @@ def _torch_flash(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window_size:
     return output
 
 
-def _loop_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, window: Window | None) -> Tensor:
+def _loop_attention(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, lengths_q: list[int], window: Window | None
+) -> Tensor:
     """One kernel call per document. Padding documents into groups was slower at every shape measured."""
     mask = None if window is None else packing.mask(window, q.dtype)
     outputs = []
-    for document in zip(*(x.split(packing.lengths) for x in (q, k, v)), strict=True):
+    lengths = packing.lengths
+    for document in zip(q.split(lengths_q), k.split(lengths), v.split(lengths), strict=True):
         query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in document)  # (1, H, tokens, K)
         length = query.shape[2]
         visible = None if mask is None else mask[:length, :length]

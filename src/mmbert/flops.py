@@ -26,21 +26,26 @@ def scored_pairs(lengths: Integers, window: int | None) -> int:
 
 
 def forward_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> int:
-    """One forward pass over a packed batch, only masked tokens going on behind the last layer's attention.
+    """One forward pass over a packed batch; only masked tokens go on behind the last layer's attention.
+
+    Nor are others queries there, if that layer is global. Masked tokens are taken to lie evenly.
 
     Args:
         lengths: (N,) tokens of each document.
         num_masked: tokens that are to be predicted.
     """
     hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    tokens = int(lengths.sum())
     num_global = -(-layers // config.global_attn_every_n_layers)
     before = 2 * hidden * 3 * hidden
     after = 2 * hidden * hidden + 2 * hidden * 2 * inner + 2 * inner * hidden
-    pairs = num_global * scored_pairs(lengths, None)
-    pairs += (layers - num_global) * scored_pairs(lengths, config.local_attention // 2)
+    of_global, of_local = scored_pairs(lengths, None), scored_pairs(lengths, config.local_attention // 2)
+    pairs = num_global * of_global + (layers - num_global) * of_local
+    if (layers - 1) % config.global_attn_every_n_layers == 0:
+        pairs -= of_global - of_global * num_masked // tokens
     head = 2 * hidden * hidden + 2 * hidden * config.vocab_size
     every_token = layers * before + (layers - 1) * after
-    return int(lengths.sum()) * every_token + 4 * hidden * pairs + num_masked * (after + head)
+    return tokens * every_token + 4 * hidden * pairs + num_masked * (after + head)
 
 
 def training_flops(config: ModelConfig, lengths: Integers, num_masked: int) -> int:

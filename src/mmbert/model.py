@@ -115,9 +115,11 @@ class EncoderLayer(nn.Module):
         """Queries, keys and values of the residual stream x (T, D): (T, H, K) each."""
         return self.attn.project(self.attn_norm(x), rope)
 
-    def attend(self, qkv: tuple[Tensor, Tensor, Tensor], packing: Packing, kernel: Kernel) -> Tensor:
-        """(T, H, K), the only part of a layer where tokens meet."""
-        return varlen_attention(*qkv, packing, self.attn.window, kernel)
+    def attend(
+        self, qkv: tuple[Tensor, Tensor, Tensor], packing: Packing, kernel: Kernel, wanted: Tensor | None = None
+    ) -> Tensor:
+        """(T, H, K), or (M, H, K) of the tokens that are wanted: the only part of a layer where tokens meet."""
+        return varlen_attention(*qkv, packing, self.attn.window, kernel, wanted)
 
     def after_attention(self, x: Tensor, out: Tensor) -> Tensor:
         """The residual stream behind this layer: x (T, D) and out (T, H, K) -> (T, D)."""
@@ -158,9 +160,9 @@ class Encoder(nn.Module):
             rope = global_rope if following.attn.window is None else local_rope
             x, qkv = self.pass_on(layer, following, x, out, rope)
         *_, last = self.layers
-        out = last.attend(qkv, packing, kernel)
+        out = last.attend(qkv, packing, kernel, wanted)
         if wanted is not None:  # behind the last attention no token needs another
-            x, out = x.index_select(0, wanted), out.index_select(0, wanted)
+            x = x.index_select(0, wanted)
         return self.final_norm(last.after_attention(x, out))
 
     def compile_layers(self) -> None:
@@ -209,7 +211,7 @@ class MmBertForMaskedLM(nn.Module):
         Args:
             input_ids: (T,) documents laid end to end.
             packing: where they lie.
-            masked: (M,) places of the tokens to predict; None for all.
+            masked: (M,) ascending places of the tokens to predict; None for all.
 
         Returns:
             Logits (M, V), or (T, V).
