@@ -114,9 +114,9 @@ CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio conve
 bench: env  ## measure against the peers on the CPU, about 40 minutes alone on two cores, and write docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fast.txt -c requirements.lock
 	mkdir -p $(RESULTS)
-	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned,hf-sparse \
-	  --min-ratio hf-tuned=1.1 --min-ratio hf-sparse=2 --json $(RESULTS)/step-1024.json
-	$(BENCH) step --seq 4096 --tokens 16384 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
+	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned \
+	  --min-ratio hf-tuned=1.1 --json $(RESULTS)/step-1024.json
+	$(BENCH) step --seq 4096 --tokens 8192 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
 	  --min-ratio hf-tuned=1.4 --json $(RESULTS)/step-4096.json
 	$(BENCH) head --threads 2 --min-memory-ratio 8 --min-ratio full-logits=0.9 --json $(RESULTS)/head.json
 	$(BENCH) data $(PACKER) --repetitions 15 --min-ratio hf-patched=70 --json $(RESULTS)/data.json

@@ -42,7 +42,7 @@ WORDS = ["step", "--seq", "128", "--tokens", "600", "--microbatch", "2", "--repe
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(step.MODELS, "demo", TINY)
+    monkeypatch.setitem(step.MODELS, "narrow", TINY)
 
 
 @pytest.mark.parametrize("name", ["small", "base"])
@@ -143,7 +143,7 @@ def test_all_candidates_agree_and_are_timed(tmp_path: Path) -> None:
 
 def test_bare_products_are_those_that_the_flops_count() -> None:
     """Without attention, which is no product of a matrix that is learned."""
-    encoder = MmBertForMaskedLM(MODELS["demo"])
+    encoder = MmBertForMaskedLM(MODELS["narrow"])
     microbatches = [{"input_ids": torch.zeros(96), "targets": torch.zeros(17)}]
     onednn = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **options: 2 * x[0] * x[1] * weight[0]}
     with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
@@ -222,7 +222,7 @@ def test_a_wrong_option_is_told_in_one_line(words: list[str], told: str) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_step_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(step.MODELS, "demo", replace(TINY, hidden_size=128))
+    monkeypatch.setitem(step.MODELS, "narrow", replace(TINY, hidden_size=128))
     made = run(tmp_path, "--device", "gpu", "--precision", "amp_bf16", "--peers", "hf-sdpa,hf")
     timed = [made["candidates"][name] for name in ("ours", "hf-sdpa", "hf")]
     assert all(figure["peak_bytes"] > 0 and figure["gpu_seconds"] for figure in timed)

@@ -50,9 +50,8 @@ BASE = ModelConfig(
     attn_out_dropout=0.0,  # transformers has no dropout in this place
 )
 MODELS = {
-    "demo": replace(
-        BASE, vocab_size=16_384, hidden_size=256, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4
-    ),
+    # A third of base in width and its whole depth, so that the share of attention is about the real one.
+    "narrow": replace(BASE, vocab_size=16_384, hidden_size=256, intermediate_size=384, num_attention_heads=4),
     "small": replace(BASE, hidden_size=384, num_attention_heads=6),
     "base": BASE,
 }
@@ -64,7 +63,7 @@ GRADIENT_LIMIT = 1e-4
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What is computed, by whom and where."""
-    parser.add_argument("--model", choices=MODELS, default="demo", help="shape (default: demo)")
+    parser.add_argument("--model", choices=MODELS, default="narrow", help="shape (default: narrow)")
     parser.add_argument("--seq", type=int, default=1024, help="tokens of a row (default: 1024)")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of a step (default: 8192)")
     parser.add_argument("--mask", type=float, default=0.30, help="share of the tokens to predict (default: 0.30)")
