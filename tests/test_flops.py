@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmbert.config import load_config
 from mmbert.flops import forward_flops, scored_pairs, training_flops
+from tests.test_model import SMALLEST, batch_of, build
 
 
 @pytest.mark.parametrize("window", [None, 0, 1, 3, 64])
@@ -46,3 +49,20 @@ def test_a_batch_without_labels_pays_nothing_for_queries_of_a_global_last_layer_
     label = forward_flops(config, lengths, 1) - forward_flops(config, lengths, 0)
     behind = 2 * (768 * 768 + 768 * 2 * 1152 + 1152 * 768) + 2 * 768 * 768 + 2 * 768 * 256_000
     assert label == behind + 4 * 768 * keys
+
+
+@pytest.mark.parametrize("layers", [4, 5], ids=["last is global", "last is local"])
+def test_an_encoder_computes_what_is_counted(layers: int) -> None:
+    """Of a document shorter than the window, for which no key is scored in vain."""
+    config = replace(SMALLEST, num_hidden_layers=layers)
+    input_ids, packing, masked, _ = batch_of([60])
+    operators = {
+        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **options: 2 * x[0] * x[1] * weight[0],
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **options: (
+            4 * q[1] * q[2] * q[3] * k[2]
+        ),
+    }
+    model = build(config)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=operators) as counter:
+        model(input_ids, packing, masked)
+    assert counter.get_total_flops() == forward_flops(config, np.array([60]), len(masked))

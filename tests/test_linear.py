@@ -47,11 +47,11 @@ def test_onednn_computes_output_and_gradient_of_the_input() -> None:
 
 @pytest.mark.skipif(not ONEDNN, reason="this torch is without MKL or oneDNN")
 def test_onednn_computes_all_layers_and_the_head_of_a_step() -> None:
-    """Two of three products: of Wqkv, Wo, Wi and Wo in five layers, of the head's own and of its one chunk."""
+    """Two of three products: of Wqkv, Wo, Wi and Wo in four layers, of the head's own and of its one chunk."""
     model, (input_ids, packing, masked, targets) = build(SMALLEST), batch_of([50, 150])
     with Calls() as calls:
         model.loss(input_ids, packing, masked, targets).total.backward()
-    assert calls.names.count(OF_ONEDNN) == 2 * (4 * 5 + 1 + 1)
+    assert calls.names.count(OF_ONEDNN) == 2 * (4 * 4 + 1 + 1)
 
 
 @pytest.mark.parametrize("layout", ["plain", "transposed", "columns"])

@@ -18,7 +18,7 @@ SMALLEST = ModelConfig(
     vocab_size=101,
     hidden_size=32,
     intermediate_size=48,
-    num_hidden_layers=5,  # global, local, local, global, local
+    num_hidden_layers=4,  # global, local, local, global: the last is as mmBERT's
     num_attention_heads=2,
     max_position_embeddings=1024,
     global_rope_theta=160_000.0,
@@ -36,6 +36,7 @@ SMALL = ModelConfig(
     local_rope_theta=160_000.0,
 )
 LENGTHS = [1, 63, 64, 65, 128, 129, 1000]
+LAST = pytest.mark.parametrize("num_layers", [4, 5], ids=["last is global", "last is local"])
 THETAS = [(10_000.0, 10_000.0), (160_000.0, 160_000.0), (160_000.0, 10_000.0)]
 
 
@@ -129,15 +130,17 @@ def test_documents_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch, loop: 
     assert (after[1] - before[1]).abs().amax(dim=1).min() > 1e-3
 
 
-def test_masked_selects_the_logits() -> None:
-    model = build(SMALLEST)
+@LAST
+def test_masked_selects_the_logits(num_layers: int) -> None:
+    model = build(replace(SMALLEST, num_hidden_layers=num_layers))
     input_ids, packing, masked, _ = batch_of([50, 150])
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids, packing, masked), model(input_ids, packing)[masked])
 
 
-def test_a_batch_without_masked_tokens_has_no_loss_and_no_gradient() -> None:
-    model = build(SMALLEST)
+@LAST
+def test_a_batch_without_masked_tokens_has_no_loss_and_no_gradient(num_layers: int) -> None:
+    model = build(replace(SMALLEST, num_hidden_layers=num_layers))
     input_ids, packing, masked, targets = batch_of([20])
     assert model(input_ids, packing, masked[:0]).shape == (0, SMALLEST.vocab_size)
     loss = model.loss(input_ids, packing, masked[:0], targets[:0]).total
@@ -146,13 +149,14 @@ def test_a_batch_without_masked_tokens_has_no_loss_and_no_gradient() -> None:
     assert not any(parameter.grad.any() for parameter in model.parameters())
 
 
-def test_documents_of_padding_change_nothing() -> None:
+@LAST
+def test_documents_of_padding_change_nothing(num_layers: int) -> None:
     """What a microbatch for a GPU is filled up with: the same loss and gradients."""
     input_ids, packing, masked, targets = batch_of([50, 150])
     padded = torch.cat([input_ids, torch.zeros(230, dtype=input_ids.dtype)])
     gradients = []
     for ids, places in ((input_ids, packing), (padded, Packing.from_lengths([50, 150, 200, 30], torch.device("cpu")))):
-        model = build(SMALLEST)
+        model = build(replace(SMALLEST, num_hidden_layers=num_layers))
         model.loss(ids, places, masked, targets).total.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():

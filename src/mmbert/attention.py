@@ -242,7 +242,11 @@ def _torch_flash(
 def _loop_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, lengths_q: list[int], window: Window | None
 ) -> Tensor:
-    """One kernel call per document. Padding documents into groups was slower at every shape measured."""
+    """One kernel call per document. Padding documents into groups was slower at every shape measured.
+
+    So were tiles of queries with oneDNN's products and torch's softmax: 64 GFLOP/s where this has 95, forward and
+    backward, for 4,096 tokens in 4 heads of 64 on two threads of an AMD EPYC.
+    """
     mask = None if window is None else packing.mask(window, q.dtype)
     outputs = []
     lengths = packing.lengths
