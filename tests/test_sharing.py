@@ -38,7 +38,7 @@ def test_a_process_that_dies_leaves_tests_that_were_not_run(tmp_path: Path, capf
 def test_a_file_that_nobody_runs_is_missed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Both processes end well, and each believes that the other has it."""
     (tmp_path / "shared").mkdir()
-    (tmp_path / "shared" / "test_a.py.claimed").touch()
+    (tmp_path / "shared" / "tests.test_a.py.claimed").touch()
     assert run(tmp_path, {"a": GOOD, "b": SKIPPED}) is False
     assert capfd.readouterr().out.splitlines()[-1] == "in all: 1 skipped, 3 not run"
 
@@ -50,4 +50,5 @@ def run(folder: Path, files: dict[str, str]) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(NOTE.format(ran=str(folder / "ran")) + text)
     (folder / "shared").mkdir(exist_ok=True)
-    return run_shared(folder / "shared", ["--import-mode=importlib", str(folder / "tests")])
+    options = [f"--rootdir={folder}", "--import-mode=importlib"]  # else a test's name depends on where this runs
+    return run_shared(folder / "shared", [*options, str(folder / "tests")])
