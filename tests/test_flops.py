@@ -11,6 +11,14 @@ from mmbert.config import load_config
 from mmbert.flops import forward_flops, scored_pairs, training_flops
 from tests.test_model import SMALLEST, batch_of, build
 
+OPERATORS = {
+    torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **options: 2 * x[0] * x[1] * weight[0],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **options: (
+        4 * q[1] * q[2] * q[3] * k[2]
+    ),
+}
+"""FLOPs of those that torch's counter does not know, from the shapes of their arguments."""
+
 
 @pytest.mark.parametrize("window", [None, 0, 1, 3, 64])
 def test_scored_pairs_are_those_that_a_mask_would_show(window: int | None) -> None:
@@ -56,13 +64,7 @@ def test_an_encoder_computes_what_is_counted(layers: int) -> None:
     """Of a document shorter than the window, for which no key is scored in vain."""
     config = replace(SMALLEST, num_hidden_layers=layers)
     input_ids, packing, masked, _ = batch_of([60])
-    operators = {
-        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **options: 2 * x[0] * x[1] * weight[0],
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **options: (
-            4 * q[1] * q[2] * q[3] * k[2]
-        ),
-    }
     model = build(config)
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=operators) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=OPERATORS) as counter:
         model(input_ids, packing, masked)
     assert counter.get_total_flops() == forward_flops(config, np.array([60]), len(masked))
