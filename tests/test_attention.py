@@ -340,6 +340,8 @@ def test_torch_flash_passes_the_wanted_queries_to_backward() -> None:
         out.backward(torch.empty_like(out))
     assert out.shape == (4, 2, 16)
     assert qkv.grad is not None
+    made = calls.made["_flash_attention_forward.default"]
+    assert made["cum_seq_q"] is not made["cum_seq_k"]
     assert "_flash_attention_backward.default" in calls.made
 
 
