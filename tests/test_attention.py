@@ -304,14 +304,15 @@ def test_torch_flash_of_an_unknown_torch_cannot_run() -> None:
 
 
 class Calls(TorchDispatchMode):
-    """Keeps the keyword arguments of every operator called, backward's too."""
+    """Keeps the arguments of every operator called by their names, backward's too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made: dict[str, dict[str, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.made[func.__name__] = kwargs or {}
+        names = [argument.name for argument in func._schema.arguments]
+        self.made[func.__name__] = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
         return func(*args, **(kwargs or {}))
 
 
