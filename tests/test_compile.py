@@ -11,7 +11,7 @@ from tests.test_model import SMALLEST, batch_of, build
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """The graphs that are made; they are run as they are."""
+    """The graphs that are made; they are run as they are. What is not compiled computes as if it were."""
     made: list[torch.fx.GraphModule] = []
     compile_ = torch.compile
 
@@ -20,6 +20,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch._dynamo.reset()
     return made
 

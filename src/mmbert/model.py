@@ -10,10 +10,8 @@ Source:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,33 +19,10 @@ from torch import Tensor, nn
 
 from mmbert.attention import Kernel, Packing, Window, resolve_kernel, varlen_attention
 from mmbert.config import ModelConfig
+from mmbert.geglu import geglu
 from mmbert.linear import Linear
 from mmbert.linear_cross_entropy import Losses, linear_cross_entropy
-
-
-@dataclass(frozen=True, eq=False)
-class Rope:
-    """Rotary position embedding of one batch, over the full head size: cos and sin are (T, 1, 1, K/2) fp32."""
-
-    cos: Tensor
-    sin: Tensor
-
-    @classmethod
-    def build(cls, positions: Tensor, theta: float, head_dim: int) -> Self:
-        """Angles of positions (T,), in fp32: bf16 has 8 bits, too few to tell positions in the thousands.
-
-        The order of operations is transformers': a last bit of the frequency is 6e-5 radians at position 1,000.
-        """
-        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-        frequencies = 1.0 / theta**exponents  # (K/2,) radians a position
-        angles = positions.float().unsqueeze(1) * frequencies  # (T, K/2)
-        return cls(angles.cos()[:, None, None], angles.sin()[:, None, None])
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotate x (T, any, H, K) in fp32. The pair of channel i is i + K/2 (not interleaved)."""
-        first, second = x.chunk(2, dim=-1)
-        rotated = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.cat(rotated, dim=-1).to(x.dtype)
+from mmbert.rope import Rope
 
 
 class Embeddings(nn.Module):
@@ -78,10 +53,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, both rotated, and values of x (T, D): (T, H, K) each."""
-        qkv = self.Wqkv(x).view(-1, 3, self.num_heads, self.head_dim)  # (T, 3, H, K)
-        qk, v = qkv.split((2, 1), dim=1)  # of slices, autograd would add up two gradients of qkv's size
-        q, k = rope.rotate(qk).unbind(dim=1)
-        return q, k, v.squeeze(1)
+        return rope.rotate(self.Wqkv(x).view(-1, 3, self.num_heads, self.head_dim))
 
     def merge(self, out: Tensor) -> Tensor:
         """What attention adds to the residual stream: out (T, H, K) -> (T, D)."""
@@ -97,8 +69,7 @@ class Mlp(nn.Module):
         self.Wo = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        activated, gate = self.Wi(x).chunk(2, dim=-1)  # (T, I) each
-        return self.Wo(F.gelu(activated) * gate)
+        return self.Wo(geglu(self.Wi(x)))
 
 
 class EncoderLayer(nn.Module):
