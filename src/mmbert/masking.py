@@ -87,16 +87,17 @@ def mask_tokens(
     lanes = np.concatenate([row[:size] for row, size in zip(hashes.view("<u2"), sizes, strict=True)])  # (T,)
     # One number decides all: below the first bound <mask>, below the second a random id, below the third the id itself.
     bounds = [round(share * rate * 2**16) for share in (MASKED, MASKED + RANDOM, 1.0)]
-    special = vocabulary.special_places(input_ids)
     chosen = lanes < bounds[2]
-    chosen[special] = False
+    chosen[vocabulary.special_places(input_ids)] = False
     places = np.flatnonzero(chosen)
-    corrupted = (vocabulary.mask - input_ids) * (lanes < bounds[0])  # NumPy is slow at selecting by booleans
-    corrupted += input_ids
-    randomised = np.flatnonzero((lanes >= bounds[0]) & (lanes < bounds[1]))
-    corrupted[randomised] = draw_ids(randomised, sizes, hashes, vocabulary)
-    corrupted[special] = input_ids[special]
-    return corrupted, places, input_ids.take(places).astype(np.int64)
+    originals, lots = input_ids.take(places), lanes.take(places)
+    corrupted = (vocabulary.mask - originals) * (lots < bounds[0])  # NumPy is slow at selecting by booleans
+    corrupted += originals
+    randomised = np.flatnonzero((lots >= bounds[0]) & (lots < bounds[1]))
+    corrupted[randomised] = draw_ids(places.take(randomised), sizes, hashes, vocabulary)
+    output = input_ids.copy()
+    output[places] = corrupted
+    return output, places, originals.astype(np.int64)
 
 
 def mask_batch(batch: dict[str, Any], seed: int, rate: float, vocabulary: Vocabulary) -> dict[str, Any]:
