@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import sys
-from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmbert.benchmark import candidates, flexbert, step
+from mmbert.benchmark import candidates, flexbert, peers, step
 from mmbert.benchmark.documents import synthetic_documents
 from mmbert.model import MmBertForMaskedLM
 from tests.test_benchmark_step import CPU, TINY
@@ -71,8 +70,8 @@ def test_loss_and_gradients_are_ours(flash_attn: None, monkeypatch: pytest.Monke
     encoder, documents = MmBertForMaskedLM(TINY), synthetic_documents(900, 128, 300, 0.3)
     ours = candidates.our_candidate(encoder, documents, 2, "fp32", CPU)
     for rows in (3, 100):
-        monkeypatch.setitem(candidates.PEERS, "flexbert", replace(candidates.PEERS["flexbert"], sizes=(rows,)))
-        theirs = step.build_peers(encoder, documents, ["flexbert"], "fp32", CPU)["flexbert"]
+        monkeypatch.setitem(peers.PEERS, "flexbert", flexbert.FlexBertPeer((rows,)))
+        theirs = peers.build_peers(encoder, documents, ["flexbert"], "fp32", CPU)["flexbert"]
         code = sys.modules["src.bert_layers.attention"]  # which rounds fp32 to bf16
         monkeypatch.setattr(code, "torch", SimpleNamespace(float16=torch.float16, bfloat16=torch.float32))
         with torch.compiler.set_stance("force_eager"):
@@ -86,4 +85,4 @@ def test_loss_and_gradients_are_ours(flash_attn: None, monkeypatch: pytest.Monke
 def test_a_missing_checkout_is_told_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "src.bert_layers.model", None)
     with pytest.raises(ValueError, match=r"--peers flexbert: .* set PYTHONPATH=<checkout of ModernBERT>"):
-        flexbert.flexbert_model(MmBertForMaskedLM(TINY), CPU)
+        flexbert.FlexBertPeer((1,)).build(MmBertForMaskedLM(TINY), CPU)

@@ -24,6 +24,7 @@ from mmbert.benchmark.documents import (
     padded_batches,
     synthetic_documents,
 )
+from mmbert.benchmark.peers import PEERS
 from mmbert.benchmark.products import bare_products
 from mmbert.benchmark.result import OURS
 from mmbert.benchmark.step import MODELS
@@ -93,9 +94,9 @@ def test_padded_batches_keep_every_document_once() -> None:
 
 def test_the_tuned_peer_sorts_by_length_and_so_pads_less() -> None:
     encoder, documents = MmBertForMaskedLM(TINY), synthetic_documents(3000, 128, 300, 0.3)
-    reference = candidates.huggingface_model(encoder, candidates.PEERS["hf"], CPU)
+    reference = PEERS["hf"].build(encoder, CPU)
     tuned, untuned, single = (
-        candidates.peer_candidate(reference, candidates.PEERS[name], documents, size, "fp32")
+        PEERS[name].candidate(reference, documents, size, "fp32")
         for name, size in (("hf-tuned", 4), ("hf-sparse", 4), ("hf-tuned", 1))
     )
     assert untuned.fill < 0.8 < tuned.fill < single.fill == 1.0
@@ -180,7 +181,7 @@ def test_a_gradient_that_is_off_is_not_timed(monkeypatch: pytest.MonkeyPatch, tm
 def test_the_fastest_batch_size_is_taken_from_the_best_of_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """A size that is hopeless, 16 here, is not tried again."""
     seconds = {1: iter([1.0, 3.0, 4.0, 5.0]), 4: iter([9.0, 5.0, 6.0, 2.0]), 8: iter([9.0, 6.0, 7.0, 6.0])}
-    seconds[16] = iter([9.0, 6.1])
+    seconds[16] = iter([9.0, 9.0, 6.1])
     model = torch.nn.Linear(1, 1)
     tried = {size: candidates.Candidate(model, [], lambda _: torch.zeros(()), 1.0, str(size)) for size in seconds}
     monkeypatch.setattr(candidates, "_seconds", lambda candidate, _: next(seconds[int(candidate.note)]))

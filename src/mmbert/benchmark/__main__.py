@@ -6,6 +6,7 @@ document of `mmbert.benchmark.result`; the options below are common to all.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -84,6 +85,7 @@ def measure(options: argparse.Namespace, arguments: Sequence[str], program: str 
         torch.set_num_threads(options.threads)
     surroundings = environment.describe(arguments, program)  # before the run: the load is the others'
     document = options.run(options)
+    surroundings["cpus"] = len(os.sched_getaffinity(0))  # a run may confine itself
     asked = [asdict(demand) for demand in demands(document, options)]
     return {**document, "demands": [*document["demands"], *asked], "environment": surroundings}
 

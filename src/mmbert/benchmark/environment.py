@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +14,12 @@ import torch
 
 PACKAGES = (
     "mmbert", "torch", "transformers", "numpy", "mosaicml", "mosaicml-streaming", "flash-attn",
-    "tokenizers", "gigatoken", "datatrove", "datasets",
+    "triton", "tokenizers", "gigatoken", "datatrove", "datasets",
 )  # fmt: skip
-SETTINGS = ("MALLOC_", "GOMP_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "TOKENIZERS_PARALLELISM", "PYTORCH_", "CUDA_")
+SETTINGS = (
+    "MALLOC_", "GOMP_", "OMP_", "MKL_", "KMP_", "ONEDNN_", "DNNL_", "LD_PRELOAD", "TOKENIZERS_PARALLELISM", "PYTORCH_",
+    "CUDA_", "TORCHDYNAMO_", "TORCHINDUCTOR_",
+)  # fmt: skip
 """Beginnings of the environment variables that change speed or memory."""
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
@@ -37,7 +41,7 @@ def describe(arguments: Sequence[str], program: str) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": torch.get_num_threads(),
         "load_average_1_minute": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), **installed(PACKAGES)},
+        "versions": {"commit": commit(), "python": platform.python_version(), **installed(PACKAGES)},
         "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
     }
 
@@ -48,6 +52,18 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
     fields = {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in lines) if colon}
     flags = fields.get("flags", "").split()
     return fields.get("model name", platform.processor()), [feature for feature in FEATURES if feature in flags]
+
+
+def commit(root: Path = Path(__file__).parent.parent.parent.parent) -> str:
+    """The commit of the code that runs, and whether it was changed since; `unknown` outside a checkout."""
+    try:
+        git = ("git", "-C", str(root))
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        code = [*git, "status", "--porcelain", "--", "src", "data_prep"]
+        changed = subprocess.run(code, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("-changed" if changed else "")
 
 
 def installed(packages: Sequence[str]) -> dict[str, str]:

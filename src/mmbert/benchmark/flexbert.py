@@ -6,8 +6,9 @@ path over packed rows, its compiled parts, Triton's rotation and cross-entropy f
 T tokens of a microbatch, N documents.
 """
 
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,21 +21,46 @@ from mmbert.data import Batch, Microbatches
 from mmbert.model import MmBertForMaskedLM
 
 
-def flexbert_model(encoder: MmBertForMaskedLM, device: torch.device) -> nn.Module:
-    """ModernBERT's model with the weights of `encoder`, in training mode.
+@dataclass(frozen=True)
+class FlexBertPeer:
+    """See `candidates.Peer`; `sizes` are packed rows."""
 
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    try:
-        model = import_module("src.bert_layers.model")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"--peers flexbert: {error}; set PYTHONPATH=<checkout of ModernBERT> and install einops and flash_attn"
-        ) from None
-    flexbert = model.FlexBertForMaskedLM(model.FlexBertConfig(**settings(encoder.config)))
-    flexbert.load_state_dict({flexbert_name(name): tensor for name, tensor in encoder.state_dict().items()})
-    return flexbert.to(device).train()
+    sizes: tuple[int, ...]
+    unit: ClassVar[str] = "rows a microbatch"
+    compiled: ClassVar[bool] = True
+    needs_flash_attn: ClassVar[bool] = True
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        return (type(self),)
+
+    def build(self, encoder: MmBertForMaskedLM, device: torch.device) -> nn.Module:
+        """Its model with the weights of `encoder`, in training mode.
+
+        Raises:
+            ValueError: it cannot be imported.
+        """
+        try:
+            model = import_module("src.bert_layers.model")
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"--peers flexbert: {error}; set PYTHONPATH=<checkout of ModernBERT> and install einops and flash_attn"
+            ) from None
+        flexbert = model.FlexBertForMaskedLM(model.FlexBertConfig(**settings(encoder.config)))
+        flexbert.load_state_dict({flexbert_name(name): tensor for name, tensor in encoder.state_dict().items()})
+        return flexbert.to(device).train()
+
+    def candidate(self, model: nn.Module, documents: Documents, rows: int, precision: str) -> Candidate:
+        """Microbatches of `rows` of our packed rows, without padding."""
+        device, num_masked = next(model.parameters()).device, documents.num_masked
+        cut = [send(packed_batch(microbatch), device) for microbatch in Microbatches()(documents.rows, rows)]
+
+        def forward(batch: dict[str, Any]) -> Tensor:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "amp_bf16"):
+                return model(**batch, return_dict=True).loss / num_masked
+
+        note = f"{len(cut)} microbatches of {rows} rows, unpadded, ModernBERT's own code, compiled"
+        return Candidate(model, cut, forward, 1.0, f"{note}, head on masked tokens only")
 
 
 def flexbert_name(name: str) -> str:
@@ -78,19 +104,6 @@ def settings(config: ModelConfig) -> dict[str, Any]:
         "loss_function": "fa_cross_entropy",
         "loss_kwargs": {"reduction": "sum"},  # the mean in the recipe; here over all microbatches
     }
-
-
-def flexbert_candidate(model: nn.Module, documents: Documents, rows: int, precision: str) -> Candidate:
-    """Microbatches of `rows` of our packed rows, without padding."""
-    device, num_masked = next(model.parameters()).device, documents.num_masked
-    cut = [send(packed_batch(microbatch), device) for microbatch in Microbatches()(documents.rows, rows)]
-
-    def forward(batch: dict[str, Any]) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "amp_bf16"):
-            return model(**batch, return_dict=True).loss / num_masked
-
-    note = f"{len(cut)} microbatches of {rows} rows, unpadded, ModernBERT's own code, compiled"
-    return Candidate(model, cut, forward, 1.0, f"{note}, head on masked tokens only")
 
 
 def packed_batch(microbatch: Batch) -> dict[str, Any]:

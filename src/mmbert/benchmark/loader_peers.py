@@ -48,7 +48,7 @@ class Peers:
 
     Attributes:
         tokens: name -> real tokens of one run, once it has run.
-        facts: name -> fill, and how it was tuned.
+        facts: name -> fill, and a note of how it was tuned.
     """
 
     folder: Path
@@ -140,7 +140,7 @@ class Peers:
         self.tokens["modernbert"] = tokens
         self.facts["modernbert"] = {
             "fill": tokens / max(1, slots),
-            "tuned": f"no worker or buffer thread, LocalDataset, {documents} documents at a time, buffer {buffer}",
+            "note": f"no worker or buffer thread, LocalDataset, {documents} documents at a time, buffer {buffer}",
         }
 
     def hugging_face(self, name: str, order: Sequence[Sequence[int]]) -> None:
@@ -152,6 +152,6 @@ class Peers:
             masked = collate(features)
             slots += int(np.prod(masked["input_ids"].shape))
         self.tokens[name] = tokens
-        tuned = {"hf-patched": "len(tokenizer) a constant",
-                 "hf-tuned": "len(tokenizer) a constant, documents sorted by length, NumPy"}  # fmt: skip
-        self.facts[name] = {"fill": tokens / slots, "tuned": tuned.get(name, "")}
+        tuned = {"hf": "", "hf-patched": ", len(tokenizer) a constant",
+                 "hf-tuned": ", len(tokenizer) a constant, documents sorted by length, NumPy"}  # fmt: skip
+        self.facts[name] = {"fill": tokens / slots, "note": f"no worker{tuned[name]}"}

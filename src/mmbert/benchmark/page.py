@@ -13,11 +13,11 @@ HEAD = """# Benchmarks
 
 Written by `python -m mmbert.benchmark page`, from the JSON files beside it; do not edit.
 
-Before anything is timed, all candidates must give the same result on the same input with the same weights: the gates.
-Then they take turns in one process, after a warm-up. Seconds and ratios are medians, with the least and the most in
-brackets; the ratio of a round compares what ran within it. Fill is real tokens over computed positions. CPU time
-counts all threads; a MB is a million bytes of UTF-8 text. FLOPs are those of matrix products and attention that the
-real tokens need, so that padding earns nothing.
+Before anything is timed, all candidates must give the same result on the same input with the same weights: the gates
+(of the loader's peers, which mask by other random numbers, as many tokens). Then they take turns in one process, after
+a warm-up. Seconds and ratios are medians, with the least and the most in brackets; the ratio of a round compares what
+ran within it. Fill is real tokens over computed positions. CPU time counts all threads; a MB is a million bytes of
+UTF-8 text. FLOPs are those of matrix products and attention that the real tokens need, so that padding earns nothing.
 """
 
 

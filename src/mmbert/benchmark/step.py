@@ -11,22 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmbert.benchmark import timing
-from mmbert.benchmark.candidates import (
-    PEERS,
-    Candidate,
-    check_peers_run,
-    fastest,
-    huggingface_model,
-    our_candidate,
-    peer_candidate,
-)
+from mmbert.benchmark.candidates import Candidate, our_candidate
 from mmbert.benchmark.device import add_device_options, chosen_device
 from mmbert.benchmark.documents import Documents, synthetic_documents
-from mmbert.benchmark.flexbert import flexbert_candidate, flexbert_model
+from mmbert.benchmark.peers import PEERS, build_peers, check_peers_run
 from mmbert.benchmark.products import NAME as PRODUCTS
 from mmbert.benchmark.products import NOTE as PRODUCTS_NOTE
 from mmbert.benchmark.products import bare_products
@@ -50,7 +43,8 @@ BASE = ModelConfig(
     attn_out_dropout=0.0,  # transformers has no dropout in this place
 )
 MODELS = {
-    # A third of base in width and its whole depth, so that the share of attention is about the real one.
+    # A third of base in width, and its depth: small enough to be measured many times on a CPU. Attention, which grows
+    # with the width where products grow with its square, weighs more than in base; the head, of 16,384 entries, less.
     "narrow": replace(BASE, vocab_size=16_384, hidden_size=256, intermediate_size=384, num_attention_heads=4),
     "small": replace(BASE, hidden_size=384, num_attention_heads=6),
     "base": BASE,
@@ -122,39 +116,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     flops = training_flops(config, documents.rows["lengths"], documents.num_masked)
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     return document(
-        "step", samples, documents.num_tokens, gates, facts(options, documents, num_parameters, flops),
+        "step", samples, documents.num_tokens, gates, facts(options, config, documents, num_parameters, flops),
         candidate_facts(candidates, samples, flops, peaks),
     )  # fmt: skip
-
-
-def build_peers(
-    encoder: MmBertForMaskedLM, documents: Documents, names: list[str], precision: str, device: torch.device
-) -> dict[str, Candidate]:
-    """The peers, one model for all that differ in the batches only; each at its fastest batch size."""
-    models: dict[tuple[str, bool, bool], Any] = {}
-    peers = {}
-    for name in names:
-        peer = PEERS[name]
-        kind = (peer.attention, peer.compiled, peer.packed)
-        if kind not in models:
-            models[kind] = flexbert_model(encoder, device) if peer.packed else huggingface_model(encoder, peer, device)
-        model = models[kind]
-        tried = {
-            size: flexbert_candidate(model, documents, size, precision)
-            if peer.packed
-            else peer_candidate(model, peer, documents, size, precision)
-            for size in peer.sizes
-        }
-        if len(tried) == 1:
-            peers[name] = tried[peer.sizes[0]]
-            continue
-        size, seconds = fastest(tried, device)
-        trial = ", ".join(f"{tried_size}: {value:.2f} s" for tried_size, value in seconds.items())
-        unit = "rows a microbatch" if peer.packed else "documents a batch"
-        peers[name] = replace(tried[size], note=f"{tried[size].note}; the best of a trial, {unit} {trial}")
-    for name, candidate in peers.items():
-        print(f"{name}: {candidate.note}, fill {candidate.fill:.3f}", flush=True)
-    return peers
 
 
 def compare(candidates: Mapping[str, Candidate], precision: str) -> list[Gate]:
@@ -228,8 +192,12 @@ def peak_gpu_bytes(candidate: Candidate) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def facts(options: argparse.Namespace, documents: Documents, num_parameters: int, flops: int) -> dict[str, Any]:
+def facts(
+    options: argparse.Namespace, config: ModelConfig, documents: Documents, num_parameters: int, flops: int
+) -> dict[str, Any]:
     """What all candidates share."""
+    lengths, num_masked = documents.rows["lengths"], documents.num_masked
+    without_attention = training_flops(config, np.ones_like(lengths, shape=documents.num_tokens), num_masked)
     return {
         "model": options.model,
         "parameters": num_parameters,
@@ -244,6 +212,8 @@ def facts(options: argparse.Namespace, documents: Documents, num_parameters: int
         "optimizer": options.optimizer,
         "seed": options.seed,
         "flops_per_token": flops / documents.num_tokens,
+        "attention_share_of_flops": 1 - without_attention / flops,
+        "head_share_of_flops": 6 * num_masked * config.hidden_size * config.vocab_size / flops,
     }
 
 
