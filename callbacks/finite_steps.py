@@ -36,7 +36,9 @@ class FiniteSteps(Callback):
         optimizer = state.optimizers[0]
         assert isinstance(optimizer, StableAdamW)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        loss_is_finite, gradient_is_finite = bool(self.is_finite), bool(get_total_norm(gradients).isfinite())
+        # Together, for each wait of the host leaves the device idle.
+        found = torch.stack((self.is_finite, get_total_norm(gradients).isfinite()))
+        loss_is_finite, gradient_is_finite = found.tolist()
         self.is_finite, self.reason = None, None
         if not self.ranks.any(not (loss_is_finite and gradient_is_finite)):
             return

@@ -74,13 +74,17 @@ def table(rows: Sequence[tuple[str, float, int]], steps: int) -> str:
 def run(config_path: str, overrides: Sequence[str], steps: int, output: Path) -> str:
     """Profile a phase; returns the table."""
     with TemporaryDirectory() as folder:
-        fresh = [f"run_root={folder}", "parent=null"]
+        fresh = [f"run_root={folder}", "parent=null", "logging.wandb_project=null", "logging.tensorboard=false"]
         phase = Phase.open(load_config(config_path, [*overrides, *fresh]))
         step: list[Any] = [part for part in build_callbacks(phase, StopRequest()) if isinstance(part, STEP)]
         profiling = Profiling(phase, steps)
         trainer = build_trainer(phase, [*step, profiling])
         trainer.fit()
         trainer.close()
+        if (made := int(trainer.state.timestamp.batch)) < WARMUP_STEPS + steps:
+            if made > WARMUP_STEPS:
+                profiling.profiler.stop()  # or Python would crash at its end
+            raise ValueError(f"--steps {steps} and {WARMUP_STEPS} before them: {phase.config.name} has only {made}")
     make_folder(output)
     profiling.profiler.export_chrome_trace(str(output / "trace.json"))
     waited = f"waiting for rows: {1e3 * profiling.seconds_waited / steps:,.2f} ms a step"

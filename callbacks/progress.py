@@ -19,7 +19,7 @@ class Stretch:
         seconds: how long it took.
         tokens: of all devices.
         flops: of this device, see `training_flops`.
-        seconds_waited: of this device, for rows that the loader did not have ready.
+        seconds_waited: for rows that a loader, of any rank, did not have ready.
     """
 
     seconds: float = 0.0

@@ -5,15 +5,20 @@ from dataclasses import replace
 from itertools import count, islice
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mmbert import data as data_module
+from mmbert.batch_memory import BatchMemory
 from mmbert.config import RunConfig, load_config
 from mmbert.data import (
     Microbatches,
     PhaseData,
+    RankBatches,
     build_data,
     count_tokens,
     lay_end_to_end,
@@ -23,6 +28,7 @@ from mmbert.packing import Row, Rows
 from mmbert.ranks import Ranks
 from mmbert.streams import read_languages
 from mmbert.tokenizer import load_tokenizer
+from mmbert.trainer import microbatches
 from tests.conftest import Corpus
 from tests.training_runs import write_yamls
 
@@ -206,3 +212,45 @@ def test_a_closed_reader_ends_its_thread_and_reads_no_more() -> None:
 def test_language_lists_are_codes_and_files(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# a comment\nfao\nisl  # another\n\n")
     assert read_languages(["eng", str(tmp_path / "list.txt")], "key") == ["eng", "fao", "isl"]
+
+
+def test_the_wait_for_rows_is_that_of_the_slowest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This rank's batch takes 2 s, and the word of the others that theirs are there 3 s more."""
+    clock = {"now": 0.0}
+
+    def pass_time(seconds: float) -> None:
+        clock["now"] += seconds
+
+    class Loader:
+        num_workers, prefetch_factor = 0, None
+
+        def __iter__(self) -> Iterator[dict]:
+            while True:
+                pass_time(2.0)
+                yield lay_end_to_end(PLACES, ROWS)
+
+    class Others:
+        def sum(self, told: np.ndarray) -> np.ndarray:
+            pass_time(3.0)
+            return told
+
+    monkeypatch.setattr(data_module, "monotonic", lambda: clock["now"])
+    loader, ranks = Loader(), Others()
+    batches = iter(RankBatches(loader, BatchMemory(23, 0, 2), ranks, 2))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert next(batches)["seconds_waited"] == 5.0
+        pass_time(100.0)  # the step
+
+
+def test_a_worker_has_a_place_for_each_batch_that_may_be_on_its_way() -> None:
+    loader: Any = SimpleNamespace(num_workers=2, prefetch_factor=3)
+    with pytest.raises(AssertionError, match="a worker would write over a batch on its way"):
+        RankBatches(loader, BatchMemory(8, 2, 2), Ranks(0, 1, None), 1)
+
+
+def test_a_gpu_gets_one_shape_and_a_cpu_no_padding() -> None:
+    config = SimpleNamespace(device="gpu", device_train_microbatch_size=3, max_seq_len=64)
+    phase: Any = SimpleNamespace(config=config, tokenizer=SimpleNamespace(pad_token_id=7))
+    assert microbatches(phase) == Microbatches(pad_to=192, pad_token_id=7, max_seqlen=64)
+    config.device = "cpu"
+    assert microbatches(phase) == Microbatches(pad_to=None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.profiler import ProfilerActivity
 
-from callbacks.profiling import ROWS, Profiling, main, table
+from callbacks.profiling import ROWS, WARMUP_STEPS, Profiling, main, table
 from tests.conftest import Corpus
 from tests.training_runs import write_yamls
 
@@ -28,9 +28,38 @@ def test_a_phase_is_profiled_and_its_run_left_alone(corpus: Corpus, tmp_path: Pa
     options = ["--steps", "2", "--output", str(tmp_path / "profile")]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "| aten::mm |" in done.stdout
+    assert done.stdout.count("\n| ") == ROWS + 2  # with a rule of columns and a line of the others
+    assert "waiting for rows: " in done.stdout
     assert (tmp_path / "profile" / "trace.json").stat().st_size > 1000
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_steps_behind_the_warm_up_are_recorded_and_no_others() -> None:
+    phase: Any = SimpleNamespace(config=SimpleNamespace(device="cpu"))
+    profiling, recorded, state = Profiling(phase, steps=2), [], SimpleNamespace(stopped=False)
+    profiling.profiler = SimpleNamespace(start=lambda: recorded.append("start"), stop=lambda: recorded.append("stop"))
+    state.stop_training = lambda: setattr(state, "stopped", True)
+    for step in range(WARMUP_STEPS + 10):
+        state.timestamp, state.batch = SimpleNamespace(batch=step), {"seconds_waited": 1.0}
+        profiling.before_dataloader(state, None)
+        recorded.append(step)
+        state.timestamp = SimpleNamespace(batch=step + 1)
+        profiling.batch_end(state, None)
+        if state.stopped:
+            break
+    assert recorded == [*range(WARMUP_STEPS), "start", WARMUP_STEPS, WARMUP_STEPS + 1, "stop"]
+    assert profiling.seconds_waited == 2.0
+
+
+def test_more_steps_than_a_phase_has_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    write_yamls(tmp_path, corpus)
+    command = [sys.executable, "-m", "callbacks.profiling", str(tmp_path / "phase1.yaml")]
+    options = ["--steps", "1000", "--output", str(tmp_path / "profile")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "error: --steps 1000 and 3 before them: phase1 has only " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "profile").exists()
 
 
 def test_a_phase_on_the_cpu_is_profiled_there_beside_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:

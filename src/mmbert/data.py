@@ -168,6 +168,8 @@ class RankBatches:
     """
 
     def __init__(self, loader: DataLoader, memory: BatchMemory, ranks: Ranks, num_streams: int) -> None:
+        if loader.prefetch_factor is not None:
+            assert memory.places == loader.prefetch_factor + 1, "a worker would write over a batch on its way"
         self.loader, self.memory, self.ranks, self.num_streams = loader, memory, ranks, num_streams
 
     def __iter__(self) -> Iterator[Batch]:
@@ -176,9 +178,8 @@ class RankBatches:
         batches = read_ahead(loaded) if self.loader.num_workers else loaded
         while True:
             began = monotonic()
-            batch = self.fetch(batches)
-            waited = monotonic() - began
-            yield {**self.agree(batch), "seconds_waited": waited}
+            batch = self.agree(self.fetch(batches))  # ranks leave a step together, so rank 0 waits here for the slowest
+            yield {**batch, "seconds_waited": monotonic() - began}
 
     def fetch(self, batches: Iterator[Batch | Exception]) -> Batch | Exception:
         """The next batch, or why there is none."""
