@@ -72,14 +72,14 @@ clean-demo:  ## remove what `make demo` made, for both tokenizers
 ROW_LENGTH ?= 1024
 TEXT_TOKENIZER ?= data/tokenizer-gemma2
 
-data: env  ## INPUT=<text> OUTPUT=<folder>: rows of your own text, checked, and a YAML that trains on them
+data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML that trains on them
 	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
 	[ -e "$(TEXT_TOKENIZER)" ] || $(BIN)/python -m data_prep.gemma2 --output "$(TEXT_TOKENIZER)"
 	$(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" --row-length $(ROW_LENGTH) \
 	  --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
 	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"
 	$(BIN)/python -m data_prep.starter --rows "$(OUTPUT)/rows-$(ROW_LENGTH)" --tokenizer "$(TEXT_TOKENIZER)" \
-	  --output "$(OUTPUT)/train.yaml"
+	  --output "$(OUTPUT)/train.yaml" $(if $(DEVICE),--device $(DEVICE))
 
 # ------------------------------------------------------------------------------------------------------------- tools
 convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a Hugging Face model, its logits compared

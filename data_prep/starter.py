@@ -44,7 +44,7 @@ checkpoint: {{interval: {interval}}}
   mixture:
     {source}: {{source: {source}, languages: {languages}, share: 1.0, tau: 0.5, max_repeats: {repeats}}}
 """
-CPU_LINES = "device: cpu # no GPU was seen when this was made: a tiny model, in fp32\nprecision: fp32\n"
+CPU_LINES = "device: cpu # a tiny model, in fp32; data_prep.starter --device gpu writes a small one\nprecision: fp32\n"
 VALIDATION = "validation: {{interval: {interval}, root: {root}, source: {source}, languages: {languages}, rows: 128}}\n"
 
 
@@ -97,7 +97,7 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
         batch=batch,
         machine="" if on_gpu else CPU_LINES,
         vocab_size=train[0].vocab_size,
-        max_position_embeddings=max(8192, row_length),
+        max_position_embeddings=row_length,
         warmup=duration // 20,
         decay=duration // 4,
         interval=interval,
@@ -115,12 +115,14 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="shards folder, made by data_prep.prepare")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder that they were made with")
     parser.add_argument("--output", type=Path, required=True, help="YAML to write")
+    parser.add_argument("--device", choices=["cpu", "gpu"], help="what will train (default: what this machine has)")
     arguments = parser.parse_args()
     if arguments.output.exists():
         print(f"{arguments.output} is there already, and stays as it is")
     else:
         manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
-        content = starter(manifests, arguments.rows, arguments.tokenizer, arguments.output, GPU.exists())
+        on_gpu = GPU.exists() if arguments.device is None else arguments.device == "gpu"
+        content = starter(manifests, arguments.rows, arguments.tokenizer, arguments.output, on_gpu)
         write_file(arguments.output, content.encode())
     print(f"Train: composer main.py {arguments.output}")
 

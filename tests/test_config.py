@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mmbert.config import load_config, parse_tokens
+from mmbert.config import load_config
+from mmbert.data_config import parse_tokens
 from mmbert.schedules import Schedule
 
 DEMO = "yamls/demo/phase1.yaml"
@@ -36,6 +37,13 @@ def test_overrides_come_last_and_reach_every_level() -> None:
     assert config.mask_rate == Schedule(0.3, "cosine", 0.1)
     assert config.data.groups()["declaration"].tau == Schedule(0.25)
     assert config.duration == 5_000_000
+
+
+def test_where_a_step_lies_is_a_number_of_tokens() -> None:
+    config = load_config(DEMO, ["mask_rate={start: 0.3, end: 0.1, kind: step, at: 300K}"])
+    assert config.mask_rate == Schedule(0.3, "step", 0.1, at=300_000)
+    with pytest.raises(ValueError, match="mask_rate: 'soon' is no number of tokens"):
+        load_config(DEMO, ["mask_rate={start: 0.3, end: 0.1, kind: step, at: soon}"])
 
 
 def test_phases_of_one_seed_do_not_share_their_randomness() -> None:

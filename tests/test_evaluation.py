@@ -257,6 +257,18 @@ def test_program_skips_work_only_while_its_inputs_stay_the_same(
     assert "up to date" not in capsys.readouterr().out
 
 
+def test_the_first_rows_of_each_language_may_do(arguments: list[str], tmp_path: Path) -> None:
+    found = []
+    for options in ([], ["--rows", "1"], ["--rows", "1000"]):
+        program.main([*arguments, *options])
+        found.append(json.loads((tmp_path / "bits_per_byte.json").read_text())["languages"])
+    whole, part, more = found
+    assert more == whole
+    for language, score in part.items():
+        assert 0 < score["maskable_tokens"] < whole[language]["maskable_tokens"]
+        assert 0 < score["text_bytes"] < whole[language]["text_bytes"]
+
+
 def test_weights_saved_in_half_precision_are_evaluated_in_float32(arguments: list[str], tmp_path: Path) -> None:
     make_model().to(torch.bfloat16).save_pretrained(tmp_path / "hf")
     tokenizer = make_tokenizer(tmp_path / "tokenizer")
@@ -289,9 +301,9 @@ def test_a_language_of_special_tokens_only_is_refused(tokenizer: Tokenizer) -> N
         score_languages(make_model(), [empty], tokenizer, PLAN, batch_tokens=64)
 
 
-@pytest.mark.parametrize("option", [("--mask-rate", "0"), ("--mask-rate", "1.5"), ("--num-masks", "0")])
-def test_impossible_parameters_are_refused(arguments: list[str], option: tuple[str, str]) -> None:
-    assert option[0] in fail_with([*arguments, *option])
+@pytest.mark.parametrize("option", ["--mask-rate=0", "--mask-rate=1.5", "--num-masks=0", "--rows=0"])
+def test_impossible_parameters_are_refused(arguments: list[str], option: str) -> None:
+    assert option.partition("=")[0] in fail_with([*arguments, option])
 
 
 def test_a_damaged_output_file_is_named(arguments: list[str], tmp_path: Path) -> None:

@@ -232,6 +232,7 @@ def test_what_is_worth_a_stop_is_said(tmp_path: Path, changes: list[str], level:
         ("model.num_attention_heads", "6", "error", "model.num_attention_heads was 12, is 6"),
         ("model.num_hidden_layers", "24", "error", "model.num_hidden_layers was 22, is 24"),
         ("model.global_rope_theta", "10000", "warning", "model.global_rope_theta does not"),
+        ("model.local_rope_theta", "9999", "error", "model.local_rope_theta was 10000.0, is 9999.0"),
         ("run_root", "elsewhere", "error", "run_root = elsewhere"),
         ("tokenizer", "other", "warning", "tokenizer = other"),
         ("optimizer.lr", "0.01", "warning", "learning rate jumps from 0.0008"),

@@ -34,12 +34,15 @@ def test_files_named_in_code_exist(page: Path) -> None:
         assert Path(name).exists(), f"{page}: {name}"
 
 
-def test_the_yaml_of_the_readme_loads(tmp_path: Path) -> None:
-    example = re.search(r"```yaml\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
-    assert example
-    text = re.sub(r"^ {3}", "", example[1], flags=re.MULTILINE)
-    text = text.replace("[common.yaml, model/small.yaml]", "[{0}/common.yaml, {0}/model/small.yaml]")
-    (tmp_path / "mine.yaml").write_text(text.replace("{0}", str(Path("yamls").resolve())))
+def test_the_yamls_of_the_readme_load(tmp_path: Path) -> None:
+    for example in re.findall(r"```yaml\n(.*?)```", Path("README.md").read_text(), re.DOTALL):
+        text = re.sub(r"^ {3}", "", example, flags=re.MULTILINE)
+        text = text.replace("[common.yaml, model/small.yaml]", "[{0}/common.yaml, {0}/model/small.yaml]")
+        name = text.split()[1].removeprefix("yamls/")  # the first line is a comment that says it
+        (tmp_path / name).write_text(text.replace("{0}", str(Path("yamls").resolve())))
+    decay = load_config(tmp_path / "mine-decay.yaml")
+    assert (decay.parent, decay.learning_rate.shape) == ("mine", "one_minus_sqrt")
+    assert sum(group.share for group in decay.data.groups().values()) == 1.0
     config = load_config(tmp_path / "mine.yaml")
     assert config.name == "mine"
     assert config.duration == 2_000_000_000

@@ -129,6 +129,21 @@ def test_stages_stand_behind_what_they_need(untrained: Path) -> None:
         seen.add(stage.name)
 
 
+def test_as_much_is_evaluated_as_the_validation_reads(untrained: Path) -> None:
+    for rows, expected in (("", ()), (", rows: 3", ("--rows", "3"))):
+        *_, bits, _ = stages(yamls(untrained, "phase1"), [VALIDATION.replace("}", rows + "}")])
+        assert bits.name == "phase1-bits"
+        place = bits.arguments.index("--source") + 2
+        assert bits.arguments[place : place + len(expected) + 1] == (*expected, "--num-masks")
+
+
+def test_held_out_rows_in_an_object_store_are_refused_before_anything_is_queued(untrained: Path) -> None:
+    remote = [VALIDATION.replace("rows,", "s3://bucket/rows,"), f"data.cache={untrained / 'cache'}"]
+    with pytest.raises(ValueError, match=r"phase1: validation.root = s3://bucket/rows .* or give --train-only"):
+        stages(yamls(untrained, "phase1"), remote)
+    assert [stage.name for stage in stages(yamls(untrained, "phase1"), remote, train_only=True)] == ["phase1"]
+
+
 def test_without_validation_nothing_is_evaluated(untrained: Path) -> None:
     assert [stage.name for stage in stages(yamls(untrained, "phase1"))] == ["phase1", "phase1-hf"]
 

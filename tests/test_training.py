@@ -268,10 +268,14 @@ def test_an_unfinished_parent_and_a_changed_recipe_are_refused(
     assert child.exit_code == 1
     assert "parent = 'phase1' is unfinished" in child.output
     finished_one = finished[0] / "runs"
-    for key in ("num_attention_heads=1", "norm_eps=1e-6", "local_attention=64", "global_attn_every_n_layers=2"):
+    for key in ("num_attention_heads=1", "norm_eps=1e-6", "local_attention=64", "global_attn_every_n_layers=2",
+                "global_rope_theta=9999"):  # fmt: skip
         other = train([tmp_path / "phase2.yaml", f"run_root={finished_one}", "name=other", f"model.{key}"], record)
         assert other.exit_code == 1
         assert f"parent = 'phase1' has another encoder: model.{key.partition('=')[0]} was" in other.output
+    surplus = train([tmp_path / "phase1.yaml", "model.vocab_size=640"], record)
+    assert surplus.exit_code == 1
+    assert "model.vocab_size = 640 must be the 512 ids of tokenizer" in surplus.output
     for change in ("optimizer.lr=1e-3", "data.mixture.large.tau=0.6", "seed=22", "data.mixture.large.languages=[laa]"):
         changed = train([tmp_path / "phase1.yaml", change], tmp_path / "steps.jsonl")
         assert changed.exit_code == 1

@@ -134,7 +134,7 @@ def resolve_kernel(name: Kernel | Literal["auto"], device: torch.device) -> Kern
 def _obstacle(kernel: Kernel) -> str | None:
     """Why this environment cannot run `kernel`, and the remedy; None if it can."""
     if kernel == "flash_attn" and find_spec("flash_attn") is None:
-        return "the package is not installed, run `pip install -r requirements-gpu.txt`"
+        return "the package is not installed, run `pip install --no-build-isolation -r requirements-gpu.txt`"
     if kernel == "torch_varlen":
         module = "torch.nn.attention.varlen"
         if find_spec(module) is None or "window_size" not in signature(import_module(module).varlen_attn).parameters:

@@ -7,30 +7,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmbert.data_config import DataConfig, ScheduleOf, check_data
-from mmbert.typed import build, convert_with, whole_number
+from mmbert.data_config import DataConfig, ScheduleOf, Tokens, check_data
+from mmbert.typed import build
 
 T = TypeVar("T")
 
-UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
-
 MERGE_METHODS = ("ties", "exponential")  # sections of a merge's YAML, which has one of them
-
-
-def parse_tokens(value: Any) -> int:
-    """A number of tokens: 4096, 1e9, or with a unit as the paper writes it, `600B` or `2.3T`."""
-    tokens = whole_number(value, UNITS)
-    if tokens is None:
-        raise ValueError(f"{value!r} is no number of tokens; write 4096, 1e9, 600M or 2.3T")
-    return tokens
-
-
-Tokens = Annotated[int, convert_with(parse_tokens)]
 
 
 @dataclass(frozen=True)
@@ -178,7 +165,7 @@ class RunConfig:
         max_seq_len: tokens of a row; the shards' row length.
         duration: tokens the phase trains on.
         global_train_batch_size: rows of one optimizer step, over all ranks.
-        device_train_microbatch_size: rows that one device computes at a time; changes memory, not the result.
+        device_train_microbatch_size: rows that one device computes at a time; changes memory, and dropout's draws.
         max_minutes: after so long the run stops as if it were asked to; Slurm's own limit it knows by itself.
         hang_minutes: after so long without a finished step a rank shows what it hangs in, and ends.
     """

@@ -5,22 +5,34 @@ from typing import Annotated, Any
 from mmbert.schedules import Schedule
 from mmbert.typed import convert_with, whole_number
 
-UNITS = {"KB": 3, "MB": 6, "GB": 9, "TB": 12}
+BYTES = {"KB": 3, "MB": 6, "GB": 9, "TB": 12}
+UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
 
 
 def parse_bytes(value: Any) -> int:
     """A number of bytes: 4096, or with a unit of powers of 1,000, `200GB`."""
-    if not (number := whole_number(value, UNITS)):
+    if not (number := whole_number(value, BYTES)):
         raise ValueError(f"{value!r} is no number of bytes above 0; write 500MB, 200GB or 1.5TB")
     return number
 
 
+def parse_tokens(value: Any) -> int:
+    """A number of tokens: 4096, 1e9, or with a unit as the paper writes it, `600B` or `2.3T`."""
+    tokens = whole_number(value, UNITS)
+    if tokens is None:
+        raise ValueError(f"{value!r} is no number of tokens; write 4096, 1e9, 600M or 2.3T")
+    return tokens
+
+
 def parse_schedule(value: Any) -> Any:
     """A bare number is a constant schedule."""
+    if isinstance(value, dict) and value.get("at") is not None:
+        return {**value, "at": parse_tokens(value["at"])}
     return {"start": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Bytes = Annotated[int, convert_with(parse_bytes)]
+Tokens = Annotated[int, convert_with(parse_tokens)]
 ScheduleOf = Annotated[Schedule, convert_with(parse_schedule)]
 
 

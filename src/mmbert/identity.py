@@ -1,4 +1,5 @@
 """What makes two configurations the same run, and what a phase and its parent must have in common."""
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmbert.config import RunConfig
@@ -23,6 +24,19 @@ MAY_CHANGE = {
 
 # A phase's model must have these in common with its parent's; the weights' shapes would not tell.
 KEPT = ("num_attention_heads", "norm_eps", "local_attention", "global_attn_every_n_layers")
+
+# A phase of longer rows may raise these. Lowered, every known distance would look like one that was never seen.
+GROWING = ("global_rope_theta", "local_rope_theta")
+
+
+def encoder_changes(before: Mapping[str, Any], now: Mapping[str, Any], kept: Sequence[str] = KEPT) -> list[str]:
+    """What a phase's model section has that its parent's forbids, in words.
+
+    Args:
+        kept: keys that must be the same.
+    """
+    changed = [f"model.{key} was {before.get(key)!r}, is {now[key]!r}" for key in kept if before.get(key) != now[key]]
+    return changed + [f"model.{key} was {before[key]}, is {now[key]}" for key in GROWING if before[key] > now[key]]
 
 
 def recipe(config: RunConfig) -> dict[str, Any]:

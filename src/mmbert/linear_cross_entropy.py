@@ -36,7 +36,8 @@ def linear_cross_entropy(
 ) -> Losses:
     """-log softmax(hidden @ weight.T + bias)[target] of M tokens and their sum, in fp32.
 
-    The products run in autocast's dtype where autocast is on; softmax, sums and the gradient of the weights in fp32.
+    The products run in autocast's dtype where autocast is on; softmax and sums, also that of the weights' gradient over
+    the chunks, in fp32.
 
     Args:
         hidden: (M, D).

@@ -20,7 +20,7 @@ from mmbert.checkpoint import parameter_names
 from mmbert.checkpoint_files import read_json
 from mmbert.config import ModelConfig
 from mmbert.model import MmBertForMaskedLM
-from mmbert.tokenizer import Tokenizer
+from mmbert.tokenizer import VOCABULARY_PADDING, Tokenizer
 from mmbert.typed import build
 
 CARRIED = (
@@ -52,8 +52,6 @@ THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rop
 """Kind of layer, in transformers 5's words -> the key of transformers 4."""
 
 TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id", "mask_token_id")
-PADDING = 128
-"""Embeddings are padded to a multiple of 64 or 128 rows; more rows than that have tokens of another tokenizer."""
 
 DTYPES = ("F32", "BF16", "F16")
 EMBEDDINGS, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
@@ -204,10 +202,10 @@ def check_tokenizer(written: dict[str, Any], config: ModelConfig, tokenizer: Tok
     """
     path = folder / "config.json"
     remedy = "prepare the data with the model's own tokenizer, and name that one with --tokenizer"
-    if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING:
+    if not 0 <= config.vocab_size - tokenizer.vocab_size < VOCABULARY_PADDING:
         raise ValueError(
             f"{path}: vocab_size = {config.vocab_size} must be the {tokenizer.vocab_size} ids of tokenizer "
-            f"{tokenizer.folder}, or less than {PADDING} more as padding; {remedy}"
+            f"{tokenizer.folder}, or less than {VOCABULARY_PADDING} more as padding; {remedy}"
         )
     for key in TOKEN_IDS:
         if written.get(key) is not None and written[key] != getattr(tokenizer, key):

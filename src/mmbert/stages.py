@@ -8,10 +8,12 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.command import errors_in_one_line
 from mmbert.config import RunConfig, build_config, is_merge, read_yaml
+from mmbert.data_config import is_remote
 from mmbert.file_contents import parse_object, sha256_of
 from mmbert.finished import is_finished
 from mmbert.merge_config import MergeConfig, of_merges
@@ -88,11 +90,23 @@ def is_converted(config: AnyConfig) -> bool:
 
 
 def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
-    """Score a phase's held-out text, if it names any."""
+    """Score the held-out text of all languages, if the phase names any; as much of each as its `validation` reads.
+
+    Raises:
+        ValueError: it lies in an object store.
+    """
     if config.validation is None:
         return []
+    if is_remote(config.validation.root):
+        raise ValueError(
+            f"{config.name}: validation.root = {config.validation.root} lies in an object store, and the evaluation of "
+            "converted models lists a folder: name one with the held-out rows, or give --train-only"
+        )
     result = config.run_folder / "bits_per_byte.json"
-    options = {"model": converted.result, "shards": config.validation.root, "source": config.validation.source}
+    validation = config.validation
+    options: dict[str, Any] = {"model": converted.result, "shards": validation.root, "source": validation.source}
+    if validation.rows is not None:
+        options["rows"] = validation.rows
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     is_done = converted.is_done and is_newer(result, [converted.result / "conversion.json"])
     return [Stage(

@@ -35,6 +35,8 @@ SPECIAL_TOKENS = {
     "unk_token": "<unk>",
     "mask_token": "<mask>",
 }
+VOCABULARY_PADDING = 128
+"""A model's embeddings may be padded to a multiple of 64 or 128 rows; more rows have tokens of another tokenizer."""
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
 REMEDY = "make a folder that keeps the contract: python -m data_prep.adopt_tokenizer SOURCE TARGET"
 

@@ -26,7 +26,7 @@ from mmbert.checkpoint import (
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.finished import check_identity
-from mmbert.identity import KEPT, recipe
+from mmbert.identity import encoder_changes, recipe
 from mmbert.ledger import last_saved_step
 from mmbert.loggers import build_loggers
 from mmbert.manifest import Manifest
@@ -35,7 +35,7 @@ from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.ranks import Ranks
 from mmbert.run_lock import RunLock, hold_run
-from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.tokenizer import VOCABULARY_PADDING, Tokenizer, load_tokenizer
 from mmbert.validation import check_validation
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,11 @@ class Phase:
         """
         check_open_files(config)
         tokenizer = load_tokenizer(Path(config.tokenizer))
-        if tokenizer.vocab_size > config.model.vocab_size:
+        if not 0 <= config.model.vocab_size - tokenizer.vocab_size < VOCABULARY_PADDING:
             raise ValueError(
-                f"model.vocab_size = {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
-                f"tokenizer {tokenizer.folder}"
+                f"model.vocab_size = {config.model.vocab_size} must be the {tokenizer.vocab_size} ids of tokenizer "
+                f"{tokenizer.folder}, or less than {VOCABULARY_PADDING} more; write model.vocab_size: "
+                f"{tokenizer.vocab_size}, or name the tokenizer that you mean"
             )
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device_of(config))
@@ -114,9 +115,7 @@ def finished_parent(config: RunConfig, tokenizer: Tokenizer) -> Path | None:
         )
     if state["identity"]["tokenizer.digest"] != tokenizer.digest:
         raise ValueError(f"parent = {config.parent!r} was trained with another tokenizer than {tokenizer.folder}")
-    saved, now = state["config"]["model"], asdict(config.model)
-    changed = [f"model.{key} was {saved.get(key)!r}, is {now[key]!r}" for key in KEPT if saved.get(key) != now[key]]
-    if changed:
+    if changed := encoder_changes(state["config"]["model"], asdict(config.model)):
         raise ValueError(f"parent = {config.parent!r} has another encoder: {'; '.join(changed)}; give it the parent's")
     return checkpoint
 

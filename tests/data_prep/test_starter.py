@@ -51,6 +51,18 @@ def test_the_yaml_loads_is_planned_and_says_what_is_there(
     assert group.max_repeats == 4
 
 
+def test_the_yaml_may_be_for_another_machine(
+    shards: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(starter, "GPU", Path("/dev/nowhere"))
+    for device, hidden_size in (("gpu", 384), ("cpu", 128)):
+        output = tmp_path / f"{device}.yaml"
+        words = ("--rows", shards, "--tokenizer", corpus.tokenizer, "--output", output, "--device", device)
+        call(monkeypatch, starter.main, *words)
+        assert load_config(output).model.hidden_size == hidden_size
+        monkeypatch.setattr(starter, "GPU", Path("/dev/null"))
+
+
 def test_names_and_places_are_read_back_as_they_are(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """YAML takes 2024 for a number, yes for a truth, and a place like this for anything but a place."""
     (tmp_path / "text").mkdir()

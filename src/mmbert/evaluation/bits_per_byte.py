@@ -42,6 +42,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mask-rate", type=float, default=0.15, help="share of a document's tokens to mask")
     parser.add_argument("--num-masks", type=int, default=2, help="masks of each document")
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
+    parser.add_argument("--rows", type=int, help="the first so many of each language (default: all)")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a batch, padding included")
     return parser.parse_args(arguments)
 
@@ -57,12 +58,13 @@ def check_model_folder(folder: Path) -> None:
             raise FileNotFoundError(f"{folder / name} is missing; --model wants what mmbert.convert_to_hf wrote")
 
 
-def describe_inputs(folder: Path, manifests: list[Manifest], plan: MaskingPlan) -> dict[str, Any]:
+def describe_inputs(folder: Path, manifests: list[Manifest], plan: MaskingPlan, rows: int | None) -> dict[str, Any]:
     """Everything the numbers depend on; equal descriptions mean equal numbers."""
     return {
         "model": {name: sha256_of(folder / name) for name in MODEL_FILES},
         "shards": {manifest.language: manifest.digest for manifest in manifests},
         "masks": {"mask_rate": plan.mask_rate, "num_masks": plan.num_masks, "seed": plan.seed},
+        "rows": rows,
     }
 
 
@@ -114,13 +116,15 @@ def evaluation_of(
 def evaluate(options: argparse.Namespace) -> str:
     """Evaluate, write the file, and return a line that says what was done."""
     plan = MaskingPlan(options.mask_rate, options.num_masks, options.seed)
+    if options.rows is not None and options.rows < 1:
+        raise ValueError(f"--rows {options.rows} must be at least 1")
     check_model_folder(options.model)
     tokenizer = load_tokenizer(options.model)
     manifests = check_heldout(options.shards, options.source, tokenizer)
-    inputs = describe_inputs(options.model, manifests, plan)
+    inputs = describe_inputs(options.model, manifests, plan, options.rows)
     if options.output.exists() and read_json(options.output, "this program").get("inputs") == inputs:
         return f"{options.output} is up to date: same model, shards and masks"
-    languages = [read_heldout(options.shards, manifest) for manifest in manifests]
+    languages = [read_heldout(options.shards, manifest, options.rows) for manifest in manifests]
     model = load_model(options.model, tokenizer)
     scores = score_languages(model, languages, tokenizer, plan, options.batch_tokens)
     write_json(options.output, evaluation_of(options.model, options.source, plan, scores, inputs))

@@ -5,7 +5,7 @@ from typing import Literal
 
 from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig
-from mmbert.identity import KEPT
+from mmbert.identity import KEPT, encoder_changes
 from mmbert.plan.phase import Hardware, PhasePlan
 
 Level = Literal["ok", "warning", "error"]
@@ -200,9 +200,7 @@ def pair_texts(plan: PhasePlan, parent: RunConfig | None) -> Texts:
         return [("warning", f"its parent {config.parent} is not among the phases given, nor a YAML beside "
                             f"{plan.path}: nothing is compared with it")]  # fmt: skip
     texts: Texts = []
-    before, now = asdict(parent.model), asdict(config.model)
-    changed = [f"model.{key} was {before[key]!r}, is {now[key]!r}" for key in SHAPES if before[key] != now[key]]
-    if changed:
+    if changed := encoder_changes(asdict(parent.model), asdict(config.model), SHAPES):
         texts.append(("error", f"another encoder than its parent's: {'; '.join(changed)}"))
     if parent.run_root != config.run_root:
         texts.append(("error", f"run_root = {config.run_root}, its parent's is {parent.run_root}: it is looked for in "

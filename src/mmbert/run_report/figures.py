@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mmbert.clock import learning_rate
-from mmbert.config import UNITS, RunConfig
+from mmbert.config import RunConfig
+from mmbert.data_config import UNITS
 from mmbert.mixture import Floats
 from mmbert.page_style import COLOURS, STYLE
 from mmbert.run_report.curves import Scores, Steps, smooth
