@@ -10,11 +10,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.batches import batches
 from data_prep.pieces import read_documents
 from data_prep.totals import totals_table
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import REMEDY, SPLITS, Manifest, check_stream, read_manifest
 from mmbert.shards import LanguageShards
+
+ROWS = 1024  # that are read at a time: one alone costs as much as many
 
 
 def find_streams(root: Path) -> list[Path]:
@@ -35,7 +38,8 @@ def verify_stream(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     check_stream(folder, manifest.row_length, manifest.tokenizer, manifest.vocab_size)
     shards = LanguageShards([folder], [manifest])
-    num_tokens = sum(len(shards.row(0, number).input_ids) for number in range(manifest.rows))
+    parts = batches([(0, number) for number in range(manifest.rows)], lambda _: 1, ROWS)
+    num_tokens = sum(len(shards.rows(part).input_ids) for part in parts)
     if num_tokens != manifest.tokens:
         raise ValueError(f"{folder} holds {num_tokens} tokens, its manifest says {manifest.tokens}; {REMEDY}")
     if any(not record.pieces_sha256 for record in manifest.shards.values()):
