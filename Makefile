@@ -111,7 +111,7 @@ RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=3)
 CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio convert_dataset=4)
 
-bench: env  ## measure against the peers on the CPU, about an hour alone on two cores, and write docs/benchmarks.md
+bench: env  ## measure against the peers on the CPU, about 50 minutes alone on two cores, and write docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fast.txt -c requirements.lock
 	mkdir -p $(RESULTS)
 	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned \

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from itertools import count
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmbert.benchmark import __main__ as program
-from mmbert.benchmark import head, startup, timing
+from mmbert.benchmark import environment, head, startup, timing
 from mmbert.benchmark.page import section
 from mmbert.benchmark.result import (
     OURS,
@@ -255,3 +256,18 @@ def test_startup_times_new_processes_and_compares_none(
     assert json.loads(path.read_text())["candidates"]["other"]["wall"]["median"] > 0.0
     with pytest.raises(subprocess.CalledProcessError):
         startup.start("no_such_module")
+
+
+def test_a_figure_names_the_commit_it_was_measured_at(tmp_path: Path) -> None:
+    assert environment.commit(tmp_path) == "unknown"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "code.py").write_text("one = 1\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    found = environment.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{10}", found)
+    (tmp_path / "result.json").write_text("{}")  # what a benchmark writes is no code
+    assert environment.commit(tmp_path) == found
+    (tmp_path / "src" / "code.py").write_text("one = 2\n")
+    assert environment.commit(tmp_path) == f"{found}-changed"

@@ -18,7 +18,7 @@ PACKAGES = (
 )  # fmt: skip
 SETTINGS = (
     "MALLOC_", "GOMP_", "OMP_", "MKL_", "KMP_", "ONEDNN_", "DNNL_", "LD_PRELOAD", "TOKENIZERS_PARALLELISM", "PYTORCH_",
-    "CUDA_", "TORCHDYNAMO_", "TORCHINDUCTOR_",
+    "CUDA_", "TORCHDYNAMO_", "TORCHINDUCTOR_MAX_AUTOTUNE",
 )  # fmt: skip
 """Beginnings of the environment variables that change speed or memory."""
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
