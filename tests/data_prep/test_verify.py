@@ -23,6 +23,25 @@ def test_a_whole_folder_is_verified(shards: Path, monkeypatch: pytest.MonkeyPatc
         call(monkeypatch, verify.main, shards / "train")
 
 
+def test_rows_are_read_in_parts_and_each_once(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = shards / "train" / "own" / "fao"
+    read: list[list[int]] = []
+    rows_of = verify.LanguageShards.rows
+
+    def rows(self: verify.LanguageShards, wanted: list[tuple[int, int]]) -> object:
+        read.append([number for _, number in wanted])
+        return rows_of(self, wanted)
+
+    monkeypatch.setattr(verify, "ROWS", 2)
+    monkeypatch.setattr(verify.LanguageShards, "rows", rows)
+    monkeypatch.setattr(verify, "read_documents", lambda shards, shard: [])
+    with pytest.raises(ValueError, match=f"{folder} holds 0 documents, its manifest says"):
+        verify.verify_stream(folder)
+    assert max(map(len, read)) == 2
+    assert len(read) > 1
+    assert [number for part in read for number in part] == list(range(read_manifest(folder).rows))
+
+
 @pytest.mark.fault(11)
 def test_any_flipped_bit_of_a_shard_is_found_and_its_stream_named(shards: Path, monkeypatch: pytest.MonkeyPatch):
     path = shards / "train" / "own" / "isl" / "shard.00000.mds"
