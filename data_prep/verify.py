@@ -38,7 +38,7 @@ def verify_stream(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     check_stream(folder, manifest.row_length, manifest.tokenizer, manifest.vocab_size)
     shards = LanguageShards([folder], [manifest])
-    parts = batches([(0, number) for number in range(manifest.rows)], lambda _: 1, ROWS)
+    parts = batches(((0, number) for number in range(manifest.rows)), lambda _: 1, ROWS)
     num_tokens = sum(len(shards.rows(part).input_ids) for part in parts)
     if num_tokens != manifest.tokens:
         raise ValueError(f"{folder} holds {num_tokens} tokens, its manifest says {manifest.tokens}; {REMEDY}")

@@ -29,6 +29,7 @@ def test_a_phase_is_profiled_and_its_run_left_alone(corpus: Corpus, tmp_path: Pa
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n| ") == ROWS + 2  # with a rule of columns and a line of the others
+    assert "| aten::_scaled_dot_product_flash_attention" in done.stdout
     assert "waiting for rows: " in done.stdout
     assert (tmp_path / "profile" / "trace.json").stat().st_size > 1000
     assert not (tmp_path / "runs").exists()

@@ -95,15 +95,15 @@ def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
     Raises:
         ValueError: it lies in an object store.
     """
-    if config.validation is None:
+    validation = config.validation
+    if validation is None:
         return []
-    if is_remote(config.validation.root):
+    if is_remote(validation.root):
         raise ValueError(
-            f"{config.name}: validation.root = {config.validation.root} lies in an object store, and the evaluation of "
+            f"{config.name}: validation.root = {validation.root} lies in an object store, and the evaluation of "
             "converted models lists a folder: name one with the held-out rows, or give --train-only"
         )
     result = config.run_folder / "bits_per_byte.json"
-    validation = config.validation
     options: dict[str, Any] = {"model": converted.result, "shards": validation.root, "source": validation.source}
     if validation.rows is not None:
         options["rows"] = validation.rows
