@@ -17,10 +17,12 @@ from mmbert.benchmark.documents import (
     BOS,
     EOS,
     MASK,
+    MEDIAN,
     NOT_MASKED,
     PAD,
     SHORTEST,
-    draw_lengths,
+    SIGMA,
+    even_lengths,
     padded_batches,
     synthetic_documents,
 )
@@ -54,13 +56,20 @@ def test_shapes_are_the_published_ones(name: str) -> None:
     assert {key: own[key] for key in published["model"]} == published["model"]
 
 
-@pytest.mark.parametrize("num_tokens, longest", [(8, 8), (20, 12), (5000, 100), (4096, 4096)])
+@pytest.mark.parametrize("num_tokens, longest", [(8, 8), (9, 9), (20, 12), (5000, 100), (4096, 4096)])
 def test_lengths_sum_up_and_keep_to_their_bounds(num_tokens: int, longest: int) -> None:
-    for seed in range(20):
-        lengths = draw_lengths(num_tokens, longest, np.random.default_rng(seed))
-        assert sum(lengths) == num_tokens
-        assert min(lengths) >= SHORTEST
-        assert max(lengths) <= longest
+    lengths = even_lengths(num_tokens, longest)
+    assert sum(lengths) == num_tokens
+    assert min(lengths) >= SHORTEST // 2
+    assert max(lengths) <= longest
+
+
+@pytest.mark.parametrize("longest", [1024, 4096])
+def test_the_few_documents_of_a_step_weigh_in_attention_as_many_would(longest: int) -> None:
+    """A token meets as many others on average as where lengths are drawn, many of them."""
+    drawn = np.random.default_rng(0).lognormal(np.log(longest * MEDIAN), SIGMA, 100_000).clip(SHORTEST, longest)
+    lengths = np.array(even_lengths(8192, longest))
+    assert (lengths**2).sum() / 8192 == pytest.approx((drawn**2).sum() / drawn.sum(), rel=0.06)
 
 
 def test_rows_and_single_documents_hold_the_same_tokens_and_labels() -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmbert.linear import ONEDNN, Linear, linear
+from mmbert.linear import ONEDNN, Linear, product
 from tests.test_model import SMALLEST, batch_of, build
 
 ROWS, IN, OUT = 37, 24, 50
@@ -104,9 +104,9 @@ def test_autocast_is_heeded() -> None:
     layer, x = layer_and_input()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-        assert linear(x, layer.weight).dtype == torch.bfloat16
+        assert product(x, layer.weight).dtype == torch.bfloat16
 
 
 def test_bias_and_transposed_weights() -> None:
     x, weight, bias = torch.randn(ROWS, IN), torch.randn(IN, OUT), torch.randn(OUT)
-    torch.testing.assert_close(linear(x, weight.T, bias), x @ weight + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(product(x, weight.T, bias), x @ weight + bias, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,12 @@ ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_availabl
 """Whether this torch has both. Where torch has another library than MKL, on ARM for one, it keeps that."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T with gradients; x (N, I), weight (O, I)."""
+    return _Linear.apply(x, weight) if _onednn_serves(x, weight) else F.linear(x, weight)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, without gradients of its own; x (N, I), weight (O, I), bias (O,).
 
     Operands may be transposed views of whole matrices. Slices of columns would be right, and 100 times slower.
@@ -35,14 +40,14 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Linear.apply(x, self.weight) if _onednn_serves(x, self.weight) else F.linear(x, self.weight)
+        return linear(x, self.weight)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return linear(x.contiguous(), weight)
+        return product(x.contiguous(), weight)
 
     @staticmethod
     @once_differentiable
@@ -50,7 +55,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         wants_x, wants_weight = ctx.needs_input_grad
-        return linear(grad, weight.T) if wants_x else None, grad.T @ x if wants_weight else None
+        return product(grad, weight.T) if wants_x else None, grad.T @ x if wants_weight else None
 
 
 def _onednn_serves(x: Tensor, weight: Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmbert.head_chunks import rows_of_a_chunk
-from mmbert.linear import linear
+from mmbert.linear import product
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -94,7 +94,7 @@ def _forward(
             d_hidden, d_weight, d_bias = gradients
             losses, d_logits, chunk_d_bias = _losses_and_gradients(rows, matrix, bias, goals)
             d_bias += chunk_d_bias
-            d_hidden[chunk] = linear(d_logits, matrix.T)
+            d_hidden[chunk] = product(d_logits, matrix.T)
             if dtype == d_weight.dtype:
                 d_weight.addmm_(d_logits.T, rows)
             else:
@@ -131,8 +131,8 @@ def _scores(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Logits (C, V), in fp32 at least; those of half precision are widened before the bias comes to them."""
     wide = torch.promote_types(torch.float32, rows.dtype)
     if rows.dtype == bias.dtype == wide:
-        return linear(rows, weight, bias)
-    return linear(rows, weight).to(wide).add_(bias)
+        return product(rows, weight, bias)
+    return product(rows, weight).to(wide).add_(bias)
 
 
 def _of_kernel(logits: Tensor, bias: Tensor, targets: Tensor, differentiate: bool) -> Losses:

@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, both rotated, and values of x (T, D): (T, H, K) each."""
-        return rope.rotate(self.Wqkv(x).view(-1, 3, self.num_heads, self.head_dim))
+        return rope.project(x, self.Wqkv.weight, self.num_heads)
 
     def merge(self, out: Tensor) -> Tensor:
         """What attention adds to the residual stream: out (T, H, K) -> (T, D)."""

@@ -3,8 +3,11 @@
 T tokens in all, N documents, M masked tokens.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,19 +53,20 @@ class Documents:
         return len(self.rows["masked"])
 
 
-def draw_lengths(num_tokens: int, longest: int, rng: np.random.Generator) -> list[int]:
-    """Log-normal lengths in [SHORTEST, longest] that sum to `num_tokens`; the last takes what is left."""
-    assert SHORTEST <= longest <= num_tokens
-    lengths: list[int] = []
-    left = num_tokens
-    while left > 0:
-        drawn = int(rng.lognormal(np.log(longest * MEDIAN), SIGMA))
-        length = min(max(drawn, SHORTEST), longest, left)
-        if 0 < left - length < SHORTEST:  # too little for another one
-            length = left if left <= longest else left - SHORTEST
-        lengths.append(length)
-        left -= length
-    return lengths
+def even_lengths(num_tokens: int, longest: int) -> list[int]:
+    """Lengths that sum to `num_tokens`: evenly spaced quantiles of a log-normal cut to [SHORTEST, longest].
+
+    Drawn at random, the few documents of a step on a CPU are longer or shorter than the law's by chance, and a ratio
+    of speeds with them: attention costs by the square of a length. The lengths are scaled down to sum up.
+    """
+    law = NormalDist(math.log(longest * MEDIAN), SIGMA)
+    for number in itertools.count(num_tokens // longest):
+        quantiles = (law.inv_cdf((place + 0.5) / number) for place in range(number))
+        lengths = [min(max(math.exp(quantile), SHORTEST), longest) for quantile in quantiles]
+        if sum(lengths) >= num_tokens:
+            break
+    borders = [round(end * num_tokens / sum(lengths)) for end in itertools.accumulate(lengths)]
+    return [end - start for start, end in itertools.pairwise([0, *borders])]
 
 
 def synthetic_documents(num_tokens: int, seq: int, vocab_size: int, mask_rate: float, seed: int = 0) -> Documents:
@@ -73,7 +77,7 @@ def synthetic_documents(num_tokens: int, seq: int, vocab_size: int, mask_rate: f
         mask_rate: share of the other tokens that is masked.
     """
     rng = np.random.default_rng(seed)
-    lengths = draw_lengths(num_tokens, seq, rng)
+    lengths = rng.permutation(even_lengths(num_tokens, seq))
     texts: list[TokenIds] = [rng.integers(MASK + 1, vocab_size, n - 2).astype(np.uint32) for n in lengths]
     packed = pack_documents(texts, seq, BOS, EOS)
     positions = np.arange(len(packed))
