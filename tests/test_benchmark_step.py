@@ -26,7 +26,7 @@ from mmbert.benchmark.documents import (
     padded_batches,
     synthetic_documents,
 )
-from mmbert.benchmark.peers import PEERS
+from mmbert.benchmark.peers import PEERS, build_peers
 from mmbert.benchmark.products import bare_products
 from mmbert.benchmark.result import OURS
 from mmbert.benchmark.step import MODELS
@@ -195,6 +195,15 @@ def test_the_fastest_batch_size_is_taken_from_the_best_of_its_trials(monkeypatch
     tried = {size: candidates.Candidate(model, [], lambda _: torch.zeros(()), 1.0, str(size)) for size in seconds}
     monkeypatch.setattr(candidates, "_seconds", lambda candidate, _: next(seconds[int(candidate.note)]))
     assert candidates.fastest(tried, CPU) == (4, {1: 3.0, 4: 2.0, 8: 6.0, 16: 6.1})
+
+
+def test_of_batch_sizes_that_hold_all_documents_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "_seconds", lambda candidate, _: 1.0)
+    documents = synthetic_documents(300, 128, 300, 0.3)
+    assert 4 < len(documents.alone) <= 8
+    peers = build_peers(MmBertForMaskedLM(TINY), documents, ["hf-tuned"], "fp32", CPU)
+    trial = peers["hf-tuned"].note.split("documents a batch ")[1]
+    assert [part.split(":")[0] for part in trial.split(", ")] == ["1", "2", "4", "8"]
 
 
 def test_a_batch_size_that_does_not_fit_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,16 +47,22 @@ def check_peers_run(names: Sequence[str], device: torch.device, precision: str) 
 def build_peers(
     encoder: MmBertForMaskedLM, documents: Documents, names: list[str], precision: str, device: torch.device
 ) -> dict[str, Candidate]:
-    """The peers, one model for all that differ in the batches only; each at its fastest batch size."""
+    """The peers, one model for all that differ in the batches only; each at its fastest batch size.
+
+    Of the sizes that hold all documents, or rows, only one is tried.
+    """
     models: dict[tuple[Any, ...], nn.Module] = {}
     peers = {}
     for name in names:
         peer = PEERS[name]
         if peer.kind not in models:
             models[peer.kind] = peer.build(encoder, device)
-        tried = {size: peer.candidate(models[peer.kind], documents, size, precision) for size in peer.sizes}
+        tried: dict[int, Candidate] = {}
+        for size in peer.sizes:
+            if not any(smaller < size and len(other.microbatches) == 1 for smaller, other in tried.items()):
+                tried[size] = peer.candidate(models[peer.kind], documents, size, precision)
         if len(tried) == 1:
-            peers[name] = tried[peer.sizes[0]]
+            (peers[name],) = tried.values()
             continue
         size, seconds = fastest(tried, device)
         trial = ", ".join(f"{tried_size}: {value:.2f} s" for tried_size, value in seconds.items())
