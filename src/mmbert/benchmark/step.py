@@ -1,9 +1,10 @@
 """A training step, forward and backward, against transformers' ModernBertForMaskedLM with the same weights.
 
-The documents are the same for all, as are the masked tokens. Ours packs them into rows; transformers gets a document a
-row, padded to the longest of its batch. `hf` is what one gets without thinking about it, `hf-tuned` what a careful user
-gets on a CPU, and the peer to quote; `hf-sdpa` and `hf-fa2` are that on a GPU. `flexbert` is ModernBERT's own training
-code on the rows that ours gets: PYTHONPATH must name a checkout of it.
+The documents are the same for all, as are the masked tokens; their lengths are as uneven as those of web text, half of
+them below a third of a row. Ours packs them into rows; transformers gets a document a row, padded to the longest of its
+batch. `hf` is what one gets without thinking about it, `hf-tuned` what a careful user gets on a CPU, and the peer to
+quote; `hf-sdpa` and `hf-fa2` are that on a GPU. `flexbert` is ModernBERT's own training code on the same rows as ours:
+PYTHONPATH must name a checkout of it.
 """
 
 import argparse
