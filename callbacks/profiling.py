@@ -1,7 +1,8 @@
 """Where the time of a step goes: python -m callbacks.profiling yamls/mine.yaml [key.sub=value ...] [--steps 3].
 
-Trains a few steps of the phase on its own data with torch's profiler on, from fresh weights and in a temporary folder:
-the run itself is not touched. Writes `trace.json`, for chrome://tracing or ui.perfetto.dev, and prints a table.
+Trains a few steps of the phase on its own data with torch's profiler on, from fresh weights and in a folder that is
+removed again: the run itself is not touched. Writes `trace.json`, for chrome://tracing or ui.perfetto.dev, and prints a
+table.
 """
 import argparse
 import logging
@@ -73,7 +74,8 @@ def table(rows: Sequence[tuple[str, float, int]], steps: int) -> str:
 
 def run(config_path: str, overrides: Sequence[str], steps: int, output: Path) -> str:
     """Profile a phase; returns the table."""
-    with TemporaryDirectory() as folder:
+    make_folder(output)
+    with TemporaryDirectory(dir=output) as folder:  # its disk must have room for a checkpoint, as a run's must
         fresh = [f"run_root={folder}", "parent=null", "logging.wandb_project=null", "logging.tensorboard=false"]
         phase = Phase.open(load_config(config_path, [*overrides, *fresh]))
         step: list[Any] = [part for part in build_callbacks(phase, StopRequest()) if isinstance(part, STEP)]
@@ -85,7 +87,6 @@ def run(config_path: str, overrides: Sequence[str], steps: int, output: Path) ->
             if made > WARMUP_STEPS:
                 profiling.profiler.stop()  # or Python would crash at its end
             raise ValueError(f"--steps {steps} and {WARMUP_STEPS} before them: {phase.config.name} has only {made}")
-    make_folder(output)
     profiling.profiler.export_chrome_trace(str(output / "trace.json"))
     waited = f"waiting for rows: {1e3 * profiling.seconds_waited / steps:,.2f} ms a step"
     return f"{table(profiling.rows(), steps)}\n\n{waited}\n{output / 'trace.json'}"

@@ -20,7 +20,7 @@ from mmbert.checkpoint import parameter_names
 from mmbert.checkpoint_files import read_json
 from mmbert.config import ModelConfig
 from mmbert.model import MmBertForMaskedLM
-from mmbert.tokenizer import VOCABULARY_PADDING, Tokenizer
+from mmbert.tokenizer import Tokenizer
 from mmbert.typed import build
 
 CARRIED = (
@@ -202,11 +202,7 @@ def check_tokenizer(written: dict[str, Any], config: ModelConfig, tokenizer: Tok
     """
     path = folder / "config.json"
     remedy = "prepare the data with the model's own tokenizer, and name that one with --tokenizer"
-    if not 0 <= config.vocab_size - tokenizer.vocab_size < VOCABULARY_PADDING:
-        raise ValueError(
-            f"{path}: vocab_size = {config.vocab_size} must be the {tokenizer.vocab_size} ids of tokenizer "
-            f"{tokenizer.folder}, or less than {VOCABULARY_PADDING} more as padding; {remedy}"
-        )
+    tokenizer.check_vocabulary(f"{path}: vocab_size", config.vocab_size, remedy)
     for key in TOKEN_IDS:
         if written.get(key) is not None and written[key] != getattr(tokenizer, key):
             raise ValueError(

@@ -81,6 +81,18 @@ class Tokenizer:
         alone, twice = (ids.tolist() for ids in self.encode_batch(["a", "a a"]))
         return bool(alone * 2 == twice)
 
+    def check_vocabulary(self, key: str, vocab_size: int, remedy: str) -> None:
+        """Refuse a model whose embeddings are another tokenizer's.
+
+        Raises:
+            ValueError: `vocab_size`, which `key` names, is too few rows, or more than padding explains.
+        """
+        if not 0 <= vocab_size - self.vocab_size < VOCABULARY_PADDING:
+            raise ValueError(
+                f"{key} = {vocab_size} must be the {self.vocab_size} ids of tokenizer {self.folder}, or less than "
+                f"{VOCABULARY_PADDING} more as padding; {remedy}"
+            )
+
     def encode_batch(self, texts: list[str]) -> list[TokenIds]:
         """Ids of each text alone, without <bos> and <eos>; a "<mask>" written in a text is ordinary text."""
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)

@@ -35,7 +35,7 @@ from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.ranks import Ranks
 from mmbert.run_lock import RunLock, hold_run
-from mmbert.tokenizer import VOCABULARY_PADDING, Tokenizer, load_tokenizer
+from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.validation import check_validation
 
 log = logging.getLogger(__name__)
@@ -69,12 +69,8 @@ class Phase:
         """
         check_open_files(config)
         tokenizer = load_tokenizer(Path(config.tokenizer))
-        if not 0 <= config.model.vocab_size - tokenizer.vocab_size < VOCABULARY_PADDING:
-            raise ValueError(
-                f"model.vocab_size = {config.model.vocab_size} must be the {tokenizer.vocab_size} ids of tokenizer "
-                f"{tokenizer.folder}, or less than {VOCABULARY_PADDING} more; write model.vocab_size: "
-                f"{tokenizer.vocab_size}, or name the tokenizer that you mean"
-            )
+        remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
+        tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device_of(config))
         locks: list[RunLock] = []
