@@ -2,7 +2,7 @@
 
 Mosaic's Streaming writes the shards, and every stream folder can be read by its `StreamingDataset` too. We do not, for
 that keeps shared memory and lock files that a killed run leaves behind, never looks at a checksum of data that are
-already local, and takes longer over a row than all the rest of our loader (docs/architecture.md, docs/benchmarks.md).
+already local, and takes longer over a row than all the rest of our loader (docs/architecture.md).
 """
 import os
 import resource
