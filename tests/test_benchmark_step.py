@@ -60,7 +60,7 @@ def test_shapes_are_the_published_ones(name: str) -> None:
 def test_lengths_sum_up_and_keep_to_their_bounds(num_tokens: int, longest: int) -> None:
     lengths = even_lengths(num_tokens, longest)
     assert sum(lengths) == num_tokens
-    assert min(lengths) >= SHORTEST // 2
+    assert min(lengths) >= SHORTEST
     assert max(lengths) <= longest
 
 

@@ -57,15 +57,17 @@ def even_lengths(num_tokens: int, longest: int) -> list[int]:
     """Lengths that sum to `num_tokens`: evenly spaced quantiles of a log-normal cut to [SHORTEST, longest].
 
     Drawn at random, the few documents of a step on a CPU are longer or shorter than the law's by chance, and a ratio
-    of speeds with them: attention costs by the square of a length. The lengths are scaled down to sum up.
+    of speeds with them: attention costs by the square of a length. The lengths are scaled to sum up.
     """
+    assert SHORTEST <= longest <= num_tokens
     law = NormalDist(math.log(longest * MEDIAN), SIGMA)
     for number in itertools.count(num_tokens // longest):
         quantiles = (law.inv_cdf((place + 0.5) / number) for place in range(number))
         lengths = [min(max(math.exp(quantile), SHORTEST), longest) for quantile in quantiles]
-        if sum(lengths) >= num_tokens:
+        total = sum(lengths)
+        if total >= num_tokens or (number + 1) * SHORTEST > num_tokens:
             break
-    borders = [round(end * num_tokens / sum(lengths)) for end in itertools.accumulate(lengths)]
+    borders = [round(end * num_tokens / total) for end in itertools.accumulate(lengths)]
     return [end - start for start, end in itertools.pairwise([0, *borders])]
 
 
