@@ -83,3 +83,30 @@ with no_child_outlives():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "KeyError: 'unexpected'" in done.stderr
+
+
+def test_a_loader_whose_worker_was_killed_with_a_lock_does_not_wait_for_it() -> None:
+    """The lock of the event with which torch tells workers to end; each of them takes it once a batch."""
+    code = """
+import multiprocessing.synchronize, signal, time
+from torch.utils.data import DataLoader
+from mmbert.processes import no_child_outlives
+def take_and_keep(event):
+    event._cond.acquire()
+    time.sleep(1000)
+def is_held(lock):
+    return not (lock.acquire(False) and lock.release() is None)
+multiprocessing.synchronize.Event.is_set = take_and_keep
+try:
+    with no_child_outlives():
+        batches = iter(DataLoader(range(4), num_workers=1))
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as `RankBatches` does
+        while not is_held(batches._workers_done_event._cond):
+            time.sleep(0.01)
+        raise KeyError("unexpected")
+except KeyError:
+    del batches
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr

@@ -232,7 +232,7 @@ def read_ahead(batches: Iterator[Batch | Exception]) -> Iterator[Batch | Excepti
         closed.set()
         while thread.is_alive() and not received.empty():
             received.get()
-        thread.join(timeout=5.0)  # it ends the loader's workers, if they can be ended
+        thread.join(timeout=5.0)  # it holds the loader, whose workers end when nobody does
 
 
 @dataclass(frozen=True)

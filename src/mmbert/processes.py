@@ -40,10 +40,16 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
 def no_child_outlives() -> Iterator[None]:
     """Around what may fail while it has multiprocessing children, loader workers say, that write nothing.
 
-    They ignore SIGTERM, with which Python would ask them to end when this process does, and wait for ever.
+    They ignore SIGTERM, with which Python would ask them to end when this process does, and wait for ever. One that is
+    killed may hold a lock for ever: torch's loaders, which would take such locks to end their workers, are told that
+    the program ends.
     """
     try:
         yield
     finally:
-        for child in multiprocessing.active_children():
+        children = multiprocessing.active_children()
+        for child in children:
             child.kill()
+        loaders = sys.modules.get("torch.utils.data._utils")
+        if children and loaders:
+            loaders._set_python_exit_flag()  # torch does so itself at exit, which is too late
