@@ -111,13 +111,15 @@ RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=3)
 CONVERTER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-cpu-ratio convert_dataset=4)
 
-bench: env  ## measure against the peers on the CPU, about 50 minutes alone on two cores, and write docs/benchmarks.md
+bench: env  ## measure against the peers on the CPU, about 75 minutes alone on two cores, and write docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-fast.txt -c requirements.lock
 	mkdir -p $(RESULTS)
 	$(BENCH) step --seq 1024 --tokens 8192 --microbatch 5 --threads 2 --peers hf-tuned \
 	  --min-ratio hf-tuned=1.1 --json $(RESULTS)/step-1024.json
 	$(BENCH) step --seq 4096 --tokens 8192 --microbatch 1 --threads 2 --peers hf-tuned --repetitions 3 \
 	  --min-ratio hf-tuned=1.4 --json $(RESULTS)/step-4096.json
+	$(BENCH) step --model small --seq 1024 --tokens 4096 --microbatch 5 --threads 2 --peers hf-tuned \
+	  --min-ratio hf-tuned=1.1 --json $(RESULTS)/step-small-1024.json
 	$(BENCH) head --threads 2 --min-memory-ratio 8 --min-ratio full-logits=0.9 --json $(RESULTS)/head.json
 	$(BENCH) data $(PACKER) --repetitions 15 --min-ratio hf-patched=70 --json $(RESULTS)/data.json
 	$(BENCH) data --one-cpu $(PACKER) --repetitions 15 --min-ratio hf-patched=50 --json $(RESULTS)/data-one-cpu.json
@@ -132,7 +134,7 @@ bench: env  ## measure against the peers on the CPU, about 50 minutes alone on t
 	$(BENCH_DATA) scaling --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 \
 	  --json $(RESULTS)/scaling.json
 	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json, \
-	  step-1024 step-4096 head data data-one-cpu startup tokenise pipeline scaling gpu-head)) \
+	  step-1024 step-4096 step-small-1024 head data data-one-cpu startup tokenise pipeline scaling gpu-head)) \
 	  --output docs/benchmarks.md
 
 CONFIG ?= yamls/demo/phase1.yaml
