@@ -162,10 +162,10 @@ def test_band_computes_half_precision_in_fp32_also_under_autocast() -> None:
 
 
 def test_longer_documents_take_the_band_and_short_ones_the_loop() -> None:
-    """The band scores 64 + 32 + 64 keys a query."""
+    """The band scores 64 + 32 + 64 keys a query, at 1.25 times the cost of the loop's."""
     assert packing_of([20] * 8).loop_is_cheaper((64, 64))
-    assert packing_of([160] * 4).loop_is_cheaper((64, 64))
-    assert not packing_of([161] * 4).loop_is_cheaper((64, 64))
+    assert packing_of([200] * 4).loop_is_cheaper((64, 64))
+    assert not packing_of([201] * 4).loop_is_cheaper((64, 64))
     assert packing_of([1000] * 4).loop_is_cheaper((512, 512))
 
 

@@ -97,15 +97,14 @@ class Packing:
         return self._masks[window, dtype]
 
     def loop_is_cheaper(self, window: Window) -> bool:
-        """Whether a query meets fewer keys in a loop over documents than in the banded path.
+        """Whether a loop over documents costs less than the banded path, where a key costs 1.25 times as much.
 
-        Its whole document in the loop and R keys in the band, 160 for mmBERT's window. CPU time of forward and
-        backward, 4,096 tokens, fp32, 4 heads of 64, on an Intel Xeon (AVX-512), the least of 21: on one thread loop
-        20, 24, 26, 28, 32 ms for documents of 64, 128, 160, 192, 224 tokens, band 27 to 29 ms for all; on two threads
-        loop 30, 35, 38, 35, 39, band 29 to 33.
+        A query meets its whole document in the loop and R keys in the band, 160 for mmBERT's window. CPU time of
+        forward and backward, 4,096 tokens, fp32, 4 heads of 64, one thread of a busy AMD EPYC, the least of 15: loop
+        38, 55, 57, 67, 76 ms for documents of 64, 128, 160, 192, 224 tokens, band 60 to 68 ms for all.
         """
         reach = sum(window) + BLOCK
-        return sum(length * length for length in self.lengths) <= reach * sum(self.lengths)
+        return sum(length * length for length in self.lengths) <= 1.25 * reach * sum(self.lengths)
 
 
 def _send(x: Tensor, device: torch.device) -> Tensor:
