@@ -1,7 +1,7 @@
 """Attention inside each document of a packed batch: FlashAttention's kernels on a GPU, plain torch elsewhere.
 
-Shapes: T tokens of the batch, M of them whose output is wanted, H heads, K head size. The banded path cuts the stream
-into N tiles of B queries, each with R keys in its reach: left + B + right, rounded up to C tiles of B keys.
+Shapes: T tokens of the batch, M of them whose output is wanted, H heads, K head size; N tiles of B queries and the R
+keys in their reach, see banded_attention.py.
 """
 
 import logging
@@ -12,12 +12,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from mmbert.banded_attention import BandedAttention, Window, reach_of, tile_visibility
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +26,6 @@ Kernel = Literal["cpu", "flash_attn", "torch_varlen", "torch_flash"]
 GPU_KERNELS: tuple[Kernel, ...] = ("flash_attn", "torch_varlen", "torch_flash")
 """The best first. torch's own are FlashAttention-2 too; `torch_varlen` is its public function, `torch_flash` what is
 below it since torch 2.7. Its neighbour _efficient_attention_forward takes a window too, and loses it in backward."""
-
-Window = tuple[int, int]
-"""Keys a query sees to its left and to its right, itself included either way; FlashAttention's `window_size`."""
-
-BLOCK = 32
-"""B. A query pays for R keys and sees R - B + 1 of them; below 32 the matrices are too small for MKL."""
-
-GROUP = 32
-"""Tiles of one head that the banded path computes at a time: what passes from one product to the next stays in the
-cache. Forward and backward of 3,756 tokens, 4 heads of 64, two threads of an Intel Xeon (AVX-512): 14.4 ms, and 17.2
-with 16 tiles, 15.7 with 64, 16.5 with all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +80,10 @@ class Packing:
         (longest, longest) for the loop, (N, B, R) for the band.
         """
         if (window, dtype) not in self._masks:
-            build = _loop_visibility if self.loop_is_cheaper(window) else _tile_visibility
-            visible = build(self, window)
+            if self.loop_is_cheaper(window):
+                visible = _loop_visibility(self, window)
+            else:
+                visible = tile_visibility(self.document_ids, window)
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             self._masks[window, dtype] = mask.masked_fill_(~visible, float("-inf"))
         return self._masks[window, dtype]
@@ -100,10 +92,10 @@ class Packing:
         """Whether a loop over documents costs less than the banded path, where a key costs 1.25 times as much.
 
         A query meets its whole document in the loop and R keys in the band, 160 for mmBERT's window. CPU time of
-        forward and backward, 4,096 tokens, fp32, 4 heads of 64, one thread of a busy AMD EPYC, the least of 15: loop
-        38, 55, 57, 67, 76 ms for documents of 64, 128, 160, 192, 224 tokens, band 60 to 68 ms for all.
+        forward and backward, 4,096 tokens, fp32, 4 heads of 64, one thread of an Intel Xeon (AVX-512), the least of 21:
+        loop 20, 24, 26, 28, 32 ms for documents of 64, 128, 160, 192, 224 tokens, band 27 to 29 ms for all.
         """
-        reach = sum(window) + BLOCK
+        reach = reach_of(window)
         return sum(length * length for length in self.lengths) <= 1.25 * reach * sum(self.lengths)
 
 
@@ -206,7 +198,7 @@ def varlen_attention(
         return _loop_attention(q, k, v, packing, lengths_q, window)
     # Half precision is computed in fp32, whatever autocast says: the copies that the band needs anyway convert.
     mask = packing.mask(window, torch.promote_types(q.dtype, torch.float32))
-    return _BandedAttention.apply(q, k, v, mask, window[0])
+    return BandedAttention.apply(q, k, v, mask, window[0])
 
 
 def _flash_attn(
@@ -270,122 +262,3 @@ def _loop_visibility(packing: Packing, window: Window) -> Tensor:
     tokens = torch.arange(max(packing.lengths), device=packing.positions.device)
     offset = tokens - tokens.unsqueeze(1)  # key minus query
     return (offset >= -left) & (offset <= right)
-
-
-def _tile_visibility(packing: Packing, window: Window) -> Tensor:
-    """(N, B, R) bool: the keys in reach that are in the window and in the query's document."""
-    left, right = window
-    ids = packing.document_ids
-    num_tiles = -(-len(ids) // BLOCK)
-    reach = -(-(left + right) // BLOCK) * BLOCK + BLOCK
-    after = num_tiles * BLOCK - len(ids)
-    # The queries that fill up the last tile see each other: a query without any key would give NaN.
-    queries = F.pad(ids, (0, after), value=-1).view(num_tiles, BLOCK, 1)
-    keys = F.pad(ids, (left, after + reach - BLOCK - left), value=-1).unfold(0, reach, BLOCK).unsqueeze(1)
-    key = torch.arange(reach, device=ids.device)
-    query = key[:BLOCK].unsqueeze(1)
-    in_window = (key >= query) & (key <= query + left + right)  # key 0 lies `left` before query 0
-    return (queries == keys) & in_window
-
-
-class _BandedAttention(torch.autograd.Function):
-    """Attention at a cost per token that does not depend on the documents' lengths.
-
-    Tiles overlap in keys but not in queries, so tiles of keys are views of a padded stream. The probabilities,
-    H x R numbers a token, are kept: forming them anew would make backward 30 % longer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, left: int) -> Tensor:
-        num_tiles, block, reach = mask.shape
-        num_tokens, num_heads, head_dim = q.shape
-        num_queries, edge = num_tiles * block, reach - block
-        after = num_queries - num_tokens + edge
-        queries = _by_head(q, mask.dtype, edge, after)  # backward looks for queries beyond both ends
-        keys, values = (_by_head(x, mask.dtype, left, after - left) for x in (k, v))
-        probabilities = mask.new_empty(num_heads, *mask.shape)
-        output = mask.new_empty(num_heads, num_tiles, block, head_dim)
-        query_tiles = _tiles(queries[:, edge : edge + num_queries], block)
-        key_tiles, value_tiles = _tiles(keys, reach), _tiles(values, reach)
-        for start in range(0, num_tiles, GROUP):
-            tiles = slice(start, start + GROUP)
-            scores = torch.empty_like(mask[tiles])
-            for head in range(num_heads):
-                probability = probabilities[head, tiles]
-                query, key, value = (x[head, tiles] for x in (query_tiles, key_tiles, value_tiles))
-                torch.baddbmm(mask[tiles], query, key.mT, alpha=head_dim**-0.5, out=scores)
-                torch.softmax(scores, dim=-1, out=probability)
-                torch.bmm(probability, value, out=output[head, tiles])
-        ctx.save_for_backward(queries, keys, values, probabilities)
-        ctx.left, ctx.num_tokens = left, num_tokens
-        return output.flatten(1, 2)[:, :num_tokens].transpose(0, 1).to(q.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, probabilities = ctx.saved_tensors
-        num_heads, num_tiles, block, reach = probabilities.shape
-        head_dim = queries.shape[-1]
-        num_queries, edge, scale = num_tiles * block, reach - block, head_dim**-0.5
-        grad_outputs = _by_head(grad_output, queries.dtype, edge, num_queries - ctx.num_tokens + edge)
-        grad_query_tiles = queries.new_empty(num_heads, num_tiles, block, head_dim)
-        # Of keys there are C - 1 tiles more than of queries. Each is reached by R queries: those of C tiles.
-        grad_key_tiles, grad_value_tiles = (_tiles(torch.zeros_like(x), block) for x in (keys, values))
-        queries_of_keys, grad_outputs_of_keys = _tiles(queries, reach), _tiles(grad_outputs, reach)
-        grad_output_tiles = _tiles(grad_outputs[:, edge : edge + num_queries], block)
-        key_tiles, value_tiles = _tiles(keys, reach), _tiles(values, reach)
-        for start in range(0, num_tiles, GROUP):
-            tiles = slice(start, min(start + GROUP, num_tiles))
-            num = tiles.stop - start
-            reached = slice(start, tiles.stop + edge // block)
-            if start == 0 or num < GROUP:
-                probability_by_query, probability_by_key = _two_views(num, block, reach, queries.dtype)
-                grad_score_by_query, grad_score_by_key = _two_views(num, block, reach, queries.dtype)
-                grad_probability = torch.empty_like(probabilities[0, tiles])
-            for head in range(num_heads):
-                probability, grad_query = probabilities[head, tiles], grad_query_tiles[head, tiles]
-                torch.bmm(grad_output_tiles[head, tiles], value_tiles[head, tiles].mT, out=grad_probability)
-                grad_score = torch._softmax_backward_data(grad_probability, probability, -1, probability.dtype)
-                torch.baddbmm(grad_query, grad_score, key_tiles[head, tiles], beta=0, alpha=scale, out=grad_query)
-                grad_score_by_query.copy_(grad_score)
-                grad_key_tiles[head, reached].baddbmm_(grad_score_by_key, queries_of_keys[head, reached], alpha=scale)
-                probability_by_query.copy_(probability)
-                grad_value_tiles[head, reached].baddbmm_(probability_by_key, grad_outputs_of_keys[head, reached])
-        inside = slice(ctx.left, ctx.left + ctx.num_tokens)
-        grads = (
-            grad_query_tiles.flatten(1, 2)[:, : ctx.num_tokens],
-            grad_key_tiles.flatten(1, 2)[:, inside],
-            grad_value_tiles.flatten(1, 2)[:, inside],
-        )
-        return *(x.transpose(0, 1).to(grad_output.dtype) for x in grads), None, None
-
-
-def _two_views(num_tiles: int, block: int, reach: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The same memory, zeros, by tiles of queries (N, B, R) and by the tiles of keys that they reach (N + C - 1, B, R).
-
-    The second gives the keys' gradients in one product, which adds up what C tiles of queries give. A tile of queries
-    begins B keys after the one before it; where it also begins B (R + 1) numbers after it, the R queries of a tile of
-    keys lie R numbers apart, as rows of one matrix. Before the first tile and behind the last are C - 1 of zeros.
-    """
-    edge = reach - block
-    num_edge_tiles = edge // block
-    step = block * (reach + 1)
-    memory = torch.zeros((num_tiles + 2 * num_edge_tiles) * step, dtype=dtype)
-    by_query = memory.as_strided((num_tiles, block, reach), (step, reach, 1), num_edge_tiles * step)
-    by_key = memory.as_strided((num_tiles + num_edge_tiles, block, reach), (step, 1, reach), edge)
-    return by_query, by_key
-
-
-def _by_head(x: Tensor, dtype: torch.dtype, before: int, after: int) -> Tensor:
-    """(T, H, K) to (H, before + T + after, K), zero outside x."""
-    num_tokens, num_heads, head_dim = x.shape
-    padded = x.new_empty(num_heads, before + num_tokens + after, head_dim, dtype=dtype)
-    padded[:, :before] = 0
-    padded[:, before + num_tokens :] = 0
-    padded[:, before : before + num_tokens] = x.transpose(0, 1)
-    return padded
-
-
-def _tiles(x: Tensor, length: int) -> Tensor:
-    """Views of `length` rows, one each BLOCK, which may overlap: (H, tokens, K) -> (H, tiles, length, K)."""
-    return x.unfold(1, length, BLOCK).mT
