@@ -10,8 +10,9 @@ LAYERS = [
     | {"atomic", "command", "file_contents", "processes", "stop_request", "run_lock", "watchdog"},
     {"config", "data_config", "typed", "flops", "device_peaks", "clock", "streams", "identity", "languages"}
     | {"page_style", "merge_config"},
-    {"model", "attention", "linear", "rope", "geglu", "linear_cross_entropy", "head_kernel", "tokenizer"}
-    | {"manifest", "shards", "mds_samples", "heldout", "checkpoint_files", "object_store", "remote_rows", "merging"},
+    {"model", "attention", "banded_attention", "linear", "rope", "geglu", "linear_cross_entropy", "head_kernel"}
+    | {"tokenizer", "manifest", "shards", "mds_samples", "heldout", "checkpoint_files", "object_store", "remote_rows"}
+    | {"merging"},
     {"trainer", "mlm", "optim", "data", "batch_memory", "ranks", "checkpoint", "ledger", "ledger_lines"}
     | {"ledger_audit", "scores", "validation", "loggers", "finished", "untrained_run"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
