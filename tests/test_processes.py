@@ -110,3 +110,23 @@ print("ended")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "enough", "allowed"),
+    [(64, 128, 999, 128), (128, 128, 999, 128), (64, 128, 99, 99), (120, 128, 99, 120)],
+)
+def test_the_soft_limit_of_open_files_is_raised_as_far_as_it_helps(
+    soft: int, hard: int, enough: int, allowed: int
+) -> None:
+    script = f"""
+import os, resource, mmbert.processes
+from mmbert.processes import open_files_allowed
+mmbert.processes.ENOUGH_FILES = {enough}
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+print(open_files_allowed(), open_files_allowed(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+if not os.fork():
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    ended = run(script)
+    assert ended.stdout.split() == [str(number) for number in (allowed, allowed, allowed, hard, allowed, hard)]

@@ -1,7 +1,8 @@
-"""What the processes of a run agree on: how a child ends with its parent, and what an exit status says."""
+"""What the processes of a run agree on: how a child ends with its parent, what an exit status says, open files."""
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 STOPPED = 85  # exit status ERESTART: asked to stop and saved; a scheduler may queue the same command again
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+ENOUGH_FILES = 16_384  # open at a time, for the shards of every language of the recipe and all else
 
 
 def die_with_parent(number: int, parent: int | None = None) -> None:
@@ -53,3 +55,15 @@ def no_child_outlives() -> Iterator[None]:
         loaders = sys.modules.get("torch.utils.data._utils")
         if children and loaders:
             loaders._set_python_exit_flag()  # torch does so itself at exit, which is too late
+
+
+def open_files_allowed() -> int:
+    """How many files this process and children that it forks later may have open, once the limit is raised.
+
+    Most systems start programs with a soft limit of 1,024, for those that use select(2), far below the hard one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (most := min(ENOUGH_FILES, hard)):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return soft

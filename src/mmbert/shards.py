@@ -5,7 +5,6 @@ that keeps shared memory and lock files that a killed run leaves behind, never l
 already local, and takes longer over a row than all the rest of our loader (docs/architecture.md).
 """
 import os
-import resource
 import struct
 import weakref
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike
 from mmbert.manifest import REMEDY, Manifest, ShardRecord, check_shard
 from mmbert.mds_samples import decode
 from mmbert.packing import Row, Rows
+from mmbert.processes import open_files_allowed
 from mmbert.remote_rows import THREADS, Prefetcher, RemoteRows
 
 PLACE, PAIR = 4, struct.Struct("<II")  # bytes of a place in a shard; two of them
@@ -188,8 +188,8 @@ class LanguageShards:
 
 
 def most_open() -> int:
-    """Shards that may be open at a time: a quarter of the files that this process may open (`ulimit -n`)."""
-    return min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+    """Shards that may be open at a time: a quarter of the files that this process may open (`ulimit -Hn`)."""
+    return min(4096, open_files_allowed() // 4)
 
 
 def close(files: dict[int, OpenShard]) -> None:

@@ -1,6 +1,5 @@
 """Builds the Composer trainer of one phase: fresh, handed over from its parent, or resumed where it stopped."""
 import logging
-import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from mmbert.manifest import Manifest
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
+from mmbert.processes import open_files_allowed
 from mmbert.ranks import Ranks
 from mmbert.run_lock import RunLock, hold_run
 from mmbert.tokenizer import Tokenizer, load_tokenizer
@@ -142,7 +142,7 @@ def check_open_files(config: RunConfig) -> None:
     Raises:
         OSError: names the limit and what is needed.
     """
-    needed, limit = 32 + 8 * config.data.num_workers, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    needed, limit = 32 + 8 * config.data.num_workers, open_files_allowed()
     if limit < needed:
         raise OSError(f"this process may open {limit} files, and needs {needed}: raise it with `ulimit -n {needed}`")
 
