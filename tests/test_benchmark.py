@@ -25,6 +25,8 @@ from mmbert.benchmark.result import (
     check_peers,
     demands,
     document,
+    fact_line,
+    fact_tables,
     parse_min_ratio,
     table,
     unmet,
@@ -125,7 +127,7 @@ def test_the_table_has_the_columns_that_there_are_figures_for() -> None:
 
 
 def test_the_page_is_written_from_the_files_alone(tmp_path: Path) -> None:
-    made = result(peer={"note": "batches of 4 documents"})
+    made = result(peer={"note": "batches of 4 documents", "peak_bytes": 3_000}, ours={"peak_bytes": 2_000})
     (tmp_path / "step-demo.json").write_text(json.dumps(made))
     program.main(["page", str(tmp_path / "step-demo.json"), "--output", str(tmp_path / "benchmarks.md")])
     page = (tmp_path / "benchmarks.md").read_text()
@@ -134,6 +136,16 @@ def test_the_page_is_written_from_the_files_alone(tmp_path: Path) -> None:
     assert "- loss: 1.0e-07, at most 1e-05" in page
     assert as_markdown(table(made)) in page
     assert "- peer: batches of 4 documents" in page
+    ratios = "3.00x (1.50x to 6.00x) | 1.50x (0.38x to 1.50x)"
+    assert f"| [step-demo](#step-demo) | A processor | peer | {ratios} | 1.5x less |" in page
+
+
+def test_a_fact_of_many_numbers_is_a_table() -> None:
+    made = result()
+    made["facts"]["ns_per_token"] = {"read": {"1 stream": 1.5, "9 streams": 2}, "mask": {"1 stream": 3, "9 streams": 4}}
+    assert "ns" not in fact_line(made)
+    assert fact_tables(made) == [[["ns per token", "1 stream", "9 streams"], ["read", "1.5", "2"], ["mask", "3", "4"]]]
+    assert as_markdown(fact_tables(made)[0]) in section("data", made)
 
 
 def test_a_result_without_gates_says_nothing_of_them() -> None:

@@ -17,7 +17,16 @@ from typing import Any
 import torch
 
 from mmbert.benchmark import environment, page
-from mmbert.benchmark.result import as_text, demands, fact_line, gate_lines, parse_min_ratio, table, unmet
+from mmbert.benchmark.result import (
+    as_text,
+    demands,
+    fact_line,
+    fact_tables,
+    gate_lines,
+    parse_min_ratio,
+    table,
+    unmet,
+)
 from mmbert.command import errors_in_one_line
 from mmbert.evaluation.json_files import write_json
 
@@ -101,7 +110,9 @@ def main(
             page.run(options)
             return
         document = measure(options, words, program)
-        print(fact_line(document), *gate_lines(document), "", as_text(table(document)), sep="\n")
+        print(fact_line(document), *gate_lines(document), sep="\n")
+        for rows in (*fact_tables(document), table(document)):
+            print("", as_text(rows), sep="\n")
         if options.json is not None:
             write_json(options.json, document)
             print(f"Written: {options.json}")

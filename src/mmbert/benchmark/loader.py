@@ -211,14 +211,14 @@ def facts_of(shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def costs(ours: Mapping[int, Ours], shape: Shape) -> dict[str, float]:
+def costs(ours: Mapping[int, Ours], shape: Shape) -> dict[str, Any]:
     """Where our time goes: nanoseconds a token of every part, and seconds of the start."""
-    found = {
-        f"ns_per_token_of_{part}_at_{number}_streams": 1e9 * seconds
-        for number in ours
-        for part, seconds in costs_by_part(ours[number], shape.steps).items()
-    }
+    seconds = {f"{number} streams": costs_by_part(ours[number], shape.steps) for number in ours}
+    parts = next(iter(seconds.values()))
     many = max(ours)
     starting = start_up(ours[many].with_period(PERIOD_ROWS))
-    found |= {f"start_up_{part}_seconds": seconds for part, seconds in starting.items()}
-    return {**found, "full_period_order_seconds": row_order_seconds(many, shape.row_length)}
+    return {
+        "ns_per_token": {part: {at: 1e9 * by_part[part] for at, by_part in seconds.items()} for part in parts},
+        **{f"start_up_{part}_seconds": value for part, value in starting.items()},
+        "full_period_order_seconds": row_order_seconds(many, shape.row_length),
+    }

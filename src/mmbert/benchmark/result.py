@@ -155,8 +155,8 @@ def table(document: Mapping[str, Any]) -> list[list[str]]:
     """The figures as cells, a line of headings first; columns that no candidate has are left out."""
     columns = {
         "candidate": lambda name, _: name,
-        "wall s": lambda _, figure: _spread(figure["wall"], "{:.3f}"),
-        "CPU s": lambda _, figure: _spread(figure["cpu"], "{:.3f}"),
+        "wall s": lambda _, figure: spread(figure["wall"], "{:.3f}"),
+        "CPU s": lambda _, figure: spread(figure["cpu"], "{:.3f}"),
         "tokens/s": lambda _, figure: f"{figure['tokens_per_second']:,.0f}",
         "tokens/CPU s": lambda _, figure: f"{figure['tokens_per_cpu_second']:,.0f}",
         "CPU s/MB": lambda _, figure: f"{figure['cpu']['median'] / figure['megabytes']:.3f}",
@@ -164,8 +164,8 @@ def table(document: Mapping[str, Any]) -> list[list[str]]:
         "GFLOP/s": lambda _, figure: f"{figure['flops_per_second'] / 1e9:,.1f}",
         "MFU": lambda _, figure: f"{figure['mfu']:.1%}",
         "peak MB": lambda _, figure: f"{figure['peak_bytes'] / 1e6:,.0f}",
-        "ours is faster by": lambda name, _: _spread(document["ratios"][name], "{:.2f}x"),
-        "by CPU time": lambda name, _: _spread(document["cpu_ratios"][name], "{:.2f}x"),
+        "ours is faster by": lambda name, _: spread(document["ratios"][name], "{:.2f}x"),
+        "by CPU time": lambda name, _: spread(document["cpu_ratios"][name], "{:.2f}x"),
     }
 
     def cell(name: str, figure: Mapping[str, Any], column: str) -> str:
@@ -179,7 +179,7 @@ def table(document: Mapping[str, Any]) -> list[list[str]]:
     return [[list(columns)[index] for index in kept], *([row[index] for index in kept] for row in rows)]
 
 
-def _spread(spread: Mapping[str, float], form: str) -> str:
+def spread(spread: Mapping[str, float], form: str) -> str:
     """The median, and in brackets the least and the most."""
     least, middle, most = (form.format(spread[key]) for key in ("min", "median", "max"))
     return f"{middle} ({least} to {most})"
@@ -203,8 +203,22 @@ def gate_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def fact_line(document: Mapping[str, Any]) -> str:
-    """What holds for all candidates, in one line."""
-    return ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in document["facts"].items())
+    """What holds for all candidates, in one line, but for what takes a table."""
+    plain = {key: value for key, value in document["facts"].items() if not isinstance(value, Mapping)}
+    return ", ".join(f"{_words(key)} {_plain(value)}" for key, value in plain.items())
+
+
+def fact_tables(document: Mapping[str, Any]) -> list[list[list[str]]]:
+    """A table for each fact that is a mapping of mappings: a line for each outer key, a column for each inner one."""
+    return [
+        [[_words(key), *next(iter(rows.values()))], *([name, *map(_plain, row.values())] for name, row in rows.items())]
+        for key, rows in document["facts"].items()
+        if isinstance(rows, Mapping)
+    ]
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _plain(value: object) -> str:
