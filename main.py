@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, lasting_imports
 from mmbert.processes import STOPPED, die_with_parent, no_child_outlives
 from mmbert.stop_request import StopRequest
 
@@ -18,11 +18,11 @@ def main(arguments: list[str]) -> None:
     if not arguments:
         sys.exit(__doc__)
     with StopRequest() as request, errors_in_one_line(), no_child_outlives():
-        # They take seconds, in which signals must wait already.
-        from callbacks import build_callbacks
-        from mmbert.config import load_config
-        from mmbert.finished import is_finished
-        from mmbert.trainer import Phase, build_trainer, clear_up
+        with lasting_imports():  # they take seconds, in which signals must wait already
+            from callbacks import build_callbacks
+            from mmbert.config import load_config
+            from mmbert.finished import is_finished
+            from mmbert.trainer import Phase, build_trainer, clear_up
 
         request.listen()
         if "RANK" in os.environ:  # a launcher started this process; without it nobody would ever stop it

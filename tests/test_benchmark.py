@@ -261,13 +261,13 @@ def test_the_head_saves_memory_on_a_gpu(tmp_path: Path) -> None:
 def test_startup_times_new_processes_and_compares_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(startup, "IMPORTS", {OURS: "json", "other": "math"})
+    monkeypatch.setattr(startup, "STARTS", {OURS: "import json", "other": "import math"})
     path = tmp_path / "startup.json"
     program.main(["startup", "--repetitions", "1", "--warmup", "0", "--json", str(path)])
     assert "faster" not in capsys.readouterr().out
     assert json.loads(path.read_text())["candidates"]["other"]["wall"]["median"] > 0.0
     with pytest.raises(subprocess.CalledProcessError):
-        startup.start("no_such_module")
+        startup.start("import no_such_module")
 
 
 def test_a_figure_names_the_commit_it_was_measured_at(tmp_path: Path) -> None:
