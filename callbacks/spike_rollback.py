@@ -47,7 +47,8 @@ class SpikeRollback(Callback):
         """
         step = int(state.timestamp.batch)
         first_high = step - self.num_high + 1
-        self.num_high, self.num_rollbacks = 0, self.num_rollbacks + 1
+        # To older weights the losses from just before the spike are no measure: a usual loss would count as high.
+        self.calm, self.num_high, self.num_rollbacks = [], 0, self.num_rollbacks + 1
         target = Path(self.ranks.by_first(lambda: self.target(step, first_high)))
         encoder = encoder_of(state)
         load_weights(target, encoder)

@@ -1,6 +1,8 @@
 """The converted folder as Hugging Face sees it, and what the converter refuses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -118,6 +120,19 @@ def test_what_is_converted_is_not_converted_again_unless_it_was_changed(
     weights.write_bytes(b"damaged")
     convert(run, run / "hf")
     assert weights.read_bytes() == before[0]
+
+
+def test_what_was_converted_loads_without_a_word(save_run: Run) -> None:
+    """transformers 4.57.6 warns of tokenizers that it takes for broken, and what it advises crashes."""
+    run = save_run(build())
+    convert(run, run / "hf")
+    script = f"""
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+AutoTokenizer.from_pretrained({str(run / 'hf')!r})
+AutoModelForMaskedLM.from_pretrained({str(run / 'hf')!r})
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert ended.stdout + ended.stderr == ""
 
 
 def test_config_says_everything_that_inference_needs(save_run: Run, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
         torch.set_num_threads(1)
         if torch.distributed.is_initialized():  # by another test, before this process was forked
             torch.distributed.destroy_process_group()
-        result = action(Ranks.connect("cpu"))
+        result = action(Ranks.connect("cpu", hang_minutes=0.5))
         (folder / f"{rank}.json").write_text(json.dumps(result))
 
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
@@ -106,3 +106,13 @@ def test_every_single_bit_of_the_weights_changes_their_digest() -> None:
                 assert weights_digest(model) != digest
                 bits[index] ^= mask
     assert weights_digest(model) == digest
+
+
+def test_no_rank_gives_up_waiting_before_the_watchdog_has_shown_what_hangs(tmp_path: Path) -> None:
+    """Composer's group would after 5 minutes, torch's own after 30, with another exit status and without the stacks."""
+
+    def timeouts(ranks: Ranks) -> list[float]:
+        groups = [torch.distributed.group.WORLD, ranks.group]
+        return [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups]  # type: ignore[union-attr]
+
+    assert with_ranks(timeouts, tmp_path) == [[60.0, 60.0]] * WORLD

@@ -38,6 +38,9 @@ DOCUMENT_LENGTHS = (1, 63, 64, 65, 129, 300)
 """Tokens of the compared documents: both sides of the 64 keys that a local layer sees each way, and beyond."""
 
 RECORD = "conversion.json"
+FORMAT = "4.57.2"
+"""transformers' version whose form config.json has. Of a local folder that names one from 4.57.3 to 4.57.6 those
+releases say that its tokenizer is a broken one of Mistral's, whatever it is."""
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -80,6 +83,12 @@ def huggingface_config(config: ModelConfig, tokenizer: Tokenizer) -> ModernBertC
         cls_token_id=tokenizer.bos_token_id,
         sep_token_id=tokenizer.eos_token_id,
     )
+
+
+def write_config(config: ModernBertConfig, folder: Path) -> None:
+    """As transformers does, but for the version that is named."""
+    fields = {**config.to_diff_dict(), "transformers_version": FORMAT}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
@@ -191,7 +200,7 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
         raise ValueError(f"--output {output} exists and holds no {RECORD}: not written by this program; name another")
     model, tokenizer = load_checkpoint(checkpoint, tokenizer_folder)
     with partial_folder(output) as partial:
-        huggingface_config(model.config, tokenizer).save_pretrained(partial)
+        write_config(huggingface_config(model.config, tokenizer), partial)
         weights = {name: parameter.detach() for parameter, name in parameter_names(model).items()}
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         write_tokenizer(tokenizer, partial, model.config.max_position_embeddings)

@@ -143,6 +143,7 @@ class Encoder(nn.Module):
         from batch to batch, or they are compiled anew; the last layer has as many in its end as are masked, and is
         left as it is. TORCHDYNAMO_DISABLE=1 switches it off.
         """
+        torch._dynamo.config.optimize_ddp = False  # on several ranks it would cut the graphs apart at DDP's buckets
         self.first = torch.compile(EncoderLayer.before_attention, dynamic=False)
         self.pass_on = torch.compile(pass_on, dynamic=False)
 

@@ -49,6 +49,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, on_gpu: bool) -> 
         eps=config.eps,
         decouple_lr=True,
         max_lr=config.lr,
-        # optimi takes its Triton kernels wherever Triton is installed and then fails without a GPU.
-        triton=on_gpu,
+        # Not optimi's Triton kernels: they add up a tensor's mean square by atomics, in an order that differs from GPU
+        # to GPU, so that the weights of the ranks would drift apart.
+        triton=False,
+        foreach=on_gpu,
     )

@@ -4,6 +4,7 @@ Over the CPU (gloo), beside the GPUs' own group: nothing here waits for a kernel
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -26,11 +27,16 @@ class Ranks:
     group: distributed.ProcessGroup | None
 
     @classmethod
-    def connect(cls, device: str) -> "Ranks":
-        """Meet the other ranks; the launcher has told Composer where."""
-        dist.initialize_dist(device)
+    def connect(cls, device: str, hang_minutes: float) -> "Ranks":
+        """Meet the other ranks; the launcher has told Composer where.
+
+        Args:
+            hang_minutes: of the watchdog, which shows what a rank hangs in; no rank gives up waiting before that.
+        """
+        timeout = timedelta(minutes=2 * hang_minutes)
+        dist.initialize_dist(device, timeout.total_seconds())
         world_size = dist.get_world_size()
-        group = distributed.new_group(backend="gloo") if world_size > 1 else None
+        group = distributed.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         return cls(dist.get_global_rank(), world_size, group)
 
     @property

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, Time, Timestamp, Trainer
+from composer import Algorithm, Callback, Event, Logger, State, Time, Timestamp, Trainer
+from composer.core import Precision
 from composer.utils import reproducibility
 from torch import nn
 
@@ -72,7 +73,7 @@ class Phase:
         remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
         tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
-        ranks = Ranks.connect(device_of(config))
+        ranks = Ranks.connect(device_of(config), config.hang_minutes)
         locks: list[RunLock] = []
 
         def take_folder() -> None:
@@ -191,6 +192,24 @@ def microbatches(phase: Phase) -> Microbatches:
     return Microbatches(tokens, phase.tokenizer.pad_token_id, config.max_seq_len)
 
 
+class FixedBuckets(Algorithm):
+    """Has DDP keep the buckets in which gradients are added over the ranks.
+
+    Else it makes new ones after a process' first step, and three ranks or more then add in another order: a run that
+    was stopped and one that was not would differ in their last bits. Asking DDP to look for unused parameters, of which
+    there are none, is what keeps it from that. Kernels of a GPU add in any order as it is.
+    """
+
+    find_unused_parameters = True
+
+    def match(self, event: Event, state: State) -> bool:
+        """It changes no step."""
+        return False
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Never called."""
+
+
 def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
     """The trainer of a phase, ready to fit.
 
@@ -220,9 +239,12 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
         train_dataloader=build_data(config, phase.data, start, ranks, microbatches(phase)),
         max_duration=Time.from_token(config.duration),
         device=device,
+        precision=Precision.FP32,  # `MaskedLM` casts by itself; Composer's own choice for a GPU would scale the loss
         device_train_microbatch_size=config.device_train_microbatch_size,
         accumulate_train_batch_on_tokens=True,
         spin_dataloaders=False,  # the data start at the right row by themselves
+        algorithms=[FixedBuckets()] if device == "cpu" else [],
+        ddp_sync_strategy="single_auto_sync",  # once a step, as where nobody looks for unused parameters
         callbacks=list(callbacks),
         loggers=build_loggers(config, ranks.is_first),
         progress_bar=False,

@@ -19,6 +19,7 @@ from mmbert.mixture import Group, Plan
 from mmbert.row_order import RowOrder
 from mmbert.schedules import BatchSizes, Schedule
 from tests.conftest import Corpus
+from tests.faults.oracle import check_same_end
 from tests.training_runs import Outcome, prepare, train, train_ranks
 
 pytestmark = pytest.mark.fault(22)
@@ -85,6 +86,17 @@ def test_a_run_goes_on_with_the_same_rows_on_another_number_of_ranks(
     weights, others = (load_file(folder / "model.safetensors") for folder in (one, two))
     for name, weight in weights.items():
         assert (others[name] - weight).norm() / weight.norm().clamp_min(1e-3) < 1e-5, name
+
+
+@pytest.mark.fault(14)
+def test_three_ranks_that_were_stopped_end_with_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
+    """Two add their gradients in one way only; with three it matters in which buckets DDP adds them."""
+    arguments = ["global_train_batch_size=8", "device_train_microbatch_size=8"]
+    whole, stopped = ([prepare(tmp_path / name, corpus), *arguments] for name in ("whole", "stopped"))
+    train_part(whole, tmp_path / "whole.jsonl", 3, None)
+    train_part(stopped, tmp_path / "stopped.jsonl", 3, 6)
+    train_part(stopped, tmp_path / "stopped.jsonl", 3, None)
+    check_same_end(tmp_path / "stopped" / "runs" / "phase1", tmp_path / "whole" / "runs" / "phase1")
 
 
 # ------------------------------------------------------------------------------------------ an order of each rank's own
