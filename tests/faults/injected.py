@@ -65,6 +65,17 @@ def loss_becomes(value: float, steps: Collection[int], rank: int | None = None) 
     replace(MaskedLM, "loss", changed)
 
 
+def composer_as_on_gpu() -> None:
+    """Composer decides about precision and loss scale as for a GPU."""
+    import composer.trainer.trainer as composer_trainer
+    import torch
+    from composer.devices import DeviceCPU
+
+    replace(composer_trainer, "DeviceGPU", DeviceCPU)
+    replace(composer_trainer, "_validate_precision", lambda *_: None)
+    replace(composer_trainer, "GradScaler", lambda *_, **__: torch.amp.GradScaler("cpu"))
+
+
 def gradient_becomes(value: float, steps: Collection[int], rank: int | None = None) -> None:
     """One element of one gradient of these steps is `value`, with a loss that is finite."""
     from composer.core import Engine, Event

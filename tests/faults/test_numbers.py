@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mmbert.checkpoint import newest_checkpoint, step_folders
 from mmbert.ledger import read_ledger
 from tests.conftest import Corpus
-from tests.faults.injected import disturb_weights, flip_weight_bit, gradient_becomes, loss_becomes
+from tests.faults.injected import composer_as_on_gpu, disturb_weights, flip_weight_bit, gradient_becomes, loss_becomes
 from tests.faults.oracle import check_same_end, check_tidy, fingerprint
 from tests.guards import without_finite_steps, without_rank_comparison, without_spike_rollback
 from tests.training_runs import Change, Outcome, prepare, train, train_ranks
@@ -22,6 +22,21 @@ FAULTS = {
     "NaN gradient": (partial(gradient_becomes, NAN), "gradient is not finite"),
     "infinite gradient": (partial(gradient_becomes, -INFINITY), "gradient is not finite"),
 }
+
+
+@pytest.mark.fault(12)
+def test_a_skipped_step_takes_no_other_with_it_where_composer_would_scale_the_loss(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    """On a GPU its scaler would skip the step, too, and what was called off would be the next one."""
+    ends = []
+    for name, changes in {"cpu": [], "gpu": [composer_as_on_gpu]}.items():
+        arguments = [prepare(tmp_path / name, corpus)]
+        disturbed = [*changes, partial(loss_becomes, NAN, steps=[5])]
+        outcome = train(arguments, tmp_path / f"{name}.jsonl", changes=disturbed)
+        assert outcome.exit_code == 0, outcome.output
+        ends.append(fingerprint(tmp_path / name / "runs" / "phase1"))
+    assert ends[0] == ends[1]
 
 
 def is_finite(run_folder: Path) -> bool:
