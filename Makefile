@@ -74,7 +74,8 @@ TEXT_TOKENIZER ?= data/tokenizer-gemma2
 
 data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML that trains on them
 	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
-	[ -e "$(TEXT_TOKENIZER)" ] || $(BIN)/python -m data_prep.gemma2 --output "$(TEXT_TOKENIZER)"
+	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != data/tokenizer-gemma2 ] \
+	  || $(BIN)/python -m data_prep.gemma2 --output "$(TEXT_TOKENIZER)"
 	$(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" --row-length $(ROW_LENGTH) \
 	  --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
 	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"

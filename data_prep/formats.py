@@ -11,6 +11,7 @@ and go on (docs/architecture.md).
 import csv
 import io
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -51,7 +52,7 @@ def read_texts(file: InputFile, text_key: str = "text", whole_txt: bool = False)
     except (pyarrow.ArrowException, EOFError) as error:
         raise BrokenInputError(f"{file.path} is damaged: {error}") from None
     except OSError as error:  # Arrow's streams say in this way that they end too soon
-        if error.errno is not None:
+        if error.errno is not None or type(error) is not OSError:  # the system, or a network: not the file's fault
             raise
         raise BrokenInputError(f"{file.path} is damaged: {error}") from None
 
@@ -89,17 +90,21 @@ def read_txt(path: str, stream: BinaryIO, _: str) -> Iterator[str]:
 
 
 def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
-    """One text a line."""
+    """One text a line, one that is null is empty; blank lines are none."""
     for number, line in enumerate(stream, start=1):
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
+        if not line.strip():
+            continue
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
             raise BrokenInputError(f"{path}:{number} is not valid JSON: {error}") from None
-        text = value.get(text_key) if isinstance(value, dict) else None
-        if not isinstance(text, str):
-            keys = ", ".join(value) if isinstance(value, dict) else "none"
+        if not isinstance(value, dict):
+            raise BrokenInputError(f"{path}:{number} is no JSON object: one object a line is expected")
+        if text_key not in value or not isinstance(value[text_key], str | None):
+            keys = ", ".join(value)
             raise BrokenInputError(f"{path}:{number} has no text under {text_key!r} (keys: {keys}): give --text-key")
-        yield text
+        yield value[text_key] or ""
 
 
 def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from data_prep.split import check_heldout_rate
 from data_prep.totals import totals_table
 from data_prep.work import FOLDER, Settings, Work, plan, write_plan
 from mmbert.atomic import make_folder
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import OWN_FILES, SPLITS, read_manifest, stream_folder
 from mmbert.packing import check_row_length
 from mmbert.run_lock import hold_run
@@ -151,7 +151,7 @@ def parse_arguments() -> argparse.Namespace:
         "--tokenizer-backend", choices=BACKENDS, default="auto", help="auto: gigatoken, if it is installed and fits"
     )
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
-    parser.add_argument("--output", required=True, help="shards folder")
+    parser.add_argument("--output", type=local_folder, required=True, help="shards folder")
     parser.add_argument("--heldout-rate", type=float, default=0.1, help="share held out (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
     parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
@@ -175,7 +175,7 @@ def main() -> None:
         raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
     inputs = chosen_inputs(arguments)
     settings = Settings(
-        output=arguments.output,
+        output=str(arguments.output),
         tokenizer=arguments.tokenizer,
         row_length=arguments.row_length,
         heldout_rate=arguments.heldout_rate,

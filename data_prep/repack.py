@@ -74,7 +74,7 @@ def repack_all(folders: Sequence[Path], output: Path, row_length: int, workers: 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make rows of another length from finished rows.")
     parser.add_argument("--input", type=local_folder, required=True, help="shards folder, made by data_prep.prepare")
-    parser.add_argument("--output", type=Path, required=True, help="shards folder to make")
+    parser.add_argument("--output", type=local_folder, required=True, help="shards folder to make")
     parser.add_argument("--row-length", type=int, required=True, help="most tokens in a row")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()

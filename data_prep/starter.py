@@ -41,7 +41,7 @@ checkpoint: {{interval: {interval}}}
 {validation}data:
   root: {root}
   period_rows: {period_rows}
-  mixture:
+{workers}  mixture:
     {source}: {{source: {source}, languages: {languages}, share: 1.0, tau: 0.5, max_repeats: {repeats}}}
 """
 CPU_LINES = "device: cpu # a tiny model, in fp32; data_prep.starter --device gpu writes a small one\nprecision: fp32\n"
@@ -96,6 +96,7 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
         row_length=row_length,
         batch=batch,
         machine="" if on_gpu else CPU_LINES,
+        workers="" if on_gpu else "  num_workers: 0\n",
         vocab_size=train[0].vocab_size,
         max_position_embeddings=row_length,
         warmup=duration // 20,

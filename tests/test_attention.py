@@ -201,7 +201,10 @@ def test_gpu_kernels_are_refused_on_a_cpu_and_in_fp32(kernel: Kernel) -> None:
 
 def test_flash_attn_that_is_not_installed_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     assert attention._obstacle("flash_attn") is None
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # type: ignore[arg-type]  # its import fails
+    assert "cannot be imported" in str(attention._obstacle("flash_attn"))
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
     assert "requirements-gpu.txt" in str(attention._obstacle("flash_attn"))
 

@@ -10,10 +10,12 @@ from data_prep.inputs import find_inputs
 from data_prep.prepare import prepare
 from data_prep.work import Settings
 from mmbert.manifest import (
+    OWN_FILES,
     Manifest,
     check_stream,
     list_languages,
     read_manifest,
+    shard_name,
     stream_folder,
     write_manifest,
 )
@@ -173,3 +175,8 @@ def test_a_moved_folder_is_noticed(stream: Path):
     moved = stream.rename(stream.with_name("yy"))
     with pytest.raises(ValueError, match="is of train/own/fao: the folder was moved"):
         check(moved)
+
+
+@pytest.mark.parametrize("number", [0, 99_999, 100_000])
+def test_shards_of_any_number_are_our_own_files(number: int) -> None:
+    assert OWN_FILES.fullmatch(shard_name(number))

@@ -81,6 +81,21 @@ def test_masks_of_a_row_do_not_depend_on_its_batch() -> None:
     assert np.concatenate([own for _, own in alone]).tolist() == targets.tolist()
 
 
+def test_a_row_without_a_chosen_token_gets_one_whatever_its_batch(ids: np.ndarray) -> None:
+    """Else a batch of short rows may have nothing to predict, and its mean loss would be 0 / 0, at every restart."""
+    rows = [ids[:20], ids[20:25], np.array([2, 1], np.int32), ids[25:2025]]
+    sizes = [len(row) for row in rows]
+    corrupted, places, targets = mask_tokens(np.concatenate(rows), np.arange(4), sizes, 7, 0.004, VOCABULARY)
+    ends = np.cumsum(sizes)
+    assert np.diff(np.searchsorted(places, ends), prepend=0).tolist()[:3] == [1, 1, 0]  # the third is all special
+    assert (corrupted[places[:2]] == VOCABULARY.mask).all()
+    assert (np.concatenate(rows)[places] == targets).all()
+    assert VOCABULARY.maskable[targets].all()
+    for number, end in enumerate(ends):
+        alone = mask_tokens(rows[number], np.array([number]), sizes[number : number + 1], 7, 0.004, VOCABULARY)
+        assert (alone[0] == corrupted[end - sizes[number] : end]).all()
+
+
 def test_a_masked_batch_is_a_new_one_with_its_targets(ids: np.ndarray) -> None:
     batch = {"input_ids": ids[:300], "row_positions": np.arange(3), "row_tokens": [100] * 3, "lengths": [300]}
     given = dict(batch)

@@ -288,6 +288,13 @@ def test_a_phase_without_checkpoint_is_refused(run_root: Path) -> None:
     assert "phase2" in fail_with(run_root)
 
 
+def test_evaluations_of_other_rows_are_not_compared(run_root: Path) -> None:
+    path = run_root / "phase2" / "bits_per_byte.json"
+    evaluation = json.loads(path.read_text())
+    write_json(path, {**evaluation, "inputs": {**evaluation["inputs"], "rows": 1}})
+    assert "measured with other rows than phase1's" in fail_with(run_root)
+
+
 def test_evaluations_with_other_masks_are_not_compared(run_root: Path) -> None:
     write_evaluation(run_root, "phase2", seed=1)
     assert re.search(r"phase2/bits_per_byte.json was measured with other masks than phase1's", fail_with(run_root))

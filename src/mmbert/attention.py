@@ -130,8 +130,14 @@ def resolve_kernel(name: Kernel | Literal["auto"], device: torch.device) -> Kern
 
 def _obstacle(kernel: Kernel) -> str | None:
     """Why this environment cannot run `kernel`, and the remedy; None if it can."""
-    if kernel == "flash_attn" and find_spec("flash_attn") is None:
-        return "the package is not installed, run `pip install --no-build-isolation -r requirements-gpu.txt`"
+    if kernel == "flash_attn":
+        build = "run `pip install --no-build-isolation -r requirements-gpu.txt`"
+        if find_spec("flash_attn") is None:
+            return f"the package is not installed, {build}"
+        try:
+            import_module("flash_attn")
+        except ImportError as error:  # built for another torch, mostly
+            return f"the package cannot be imported ({error}), {build}"
     if kernel == "torch_varlen":
         module = "torch.nn.attention.varlen"
         if find_spec(module) is None or "window_size" not in signature(import_module(module).varlen_attn).parameters:

@@ -241,7 +241,13 @@ def check_limits(config: RunConfig) -> None:
     for key in ("duration", "max_seq_len", "global_train_batch_size", "device_train_microbatch_size"):
         if getattr(config, key) < 1:
             raise ValueError(f"{key} = {getattr(config, key)} must be at least 1")
+    if config.data.num_workers < 0:
+        raise ValueError(f"data.num_workers = {config.data.num_workers} must be at least 0")
+    if not 0 <= config.learning_rate.floor <= 1:
+        raise ValueError(f"learning_rate.floor = {config.learning_rate.floor} must lie in [0, 1], a share of the peak")
     positive = {
+        "optimizer.lr": config.optimizer.lr,
+        "data.period_rows": config.data.period_rows,
         "checkpoint.interval": config.checkpoint.interval,
         "checkpoint.keep": config.checkpoint.keep,
         "checkpoint.keep_every": config.checkpoint.keep_every,
@@ -250,6 +256,8 @@ def check_limits(config: RunConfig) -> None:
         "logging.interval_batches": config.logging.interval_batches,
         "logging.scores_interval_batches": config.logging.scores_interval_batches,
     }
+    if config.batch_size_warmup is not None:
+        positive |= {"batch_size_warmup.start": config.batch_size_warmup.start}
     if config.validation is not None:
         positive |= {"validation.interval": config.validation.interval, "validation.rows": config.validation.rows}
     for key, value in positive.items():

@@ -104,6 +104,8 @@ def check_data(data: DataConfig, heldout_root: str | None) -> None:
     """
     groups = data.groups()
     for name, group in groups.items():
+        if group.share < 0:
+            raise ValueError(f"data.mixture.{name}.share = {group.share:g} must be at least 0")
         if min(group.tau.values()) < 0:
             raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
         if group.floor is not None and not 0.0 < group.floor <= 1.0:

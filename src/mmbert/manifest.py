@@ -21,7 +21,7 @@ SPLITS = ("train", "heldout")
 COLUMNS = {"input_ids": "ndarray:uint32", "lengths": "ndarray:uint16"}
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 BASENAME = re.compile(r"[A-Za-z0-9._-]+")
-OWN_FILES = re.compile(r"shard\.\d{5}\.(mds|pieces\.npy)|index\.json|manifest\.json")
+OWN_FILES = re.compile(r"shard\.\d{5,}\.(mds|pieces\.npy)|index\.json|manifest\.json")
 REMEDY = "remove this folder and run `python -m data_prep.prepare` again"
 
 

@@ -75,6 +75,8 @@ def mask_tokens(
 ) -> tuple[Ids, Integers, Integers]:
     """Choose each maskable token with probability `rate`, to 16 bits, and corrupt the chosen.
 
+    Of a row that would have none one becomes <mask>, for a batch in which nothing is predicted has no loss.
+
     Args:
         input_ids: (T,) rows laid end to end; left as they are.
         row_positions, row_tokens: (B,) position in the phase and tokens of each row, T in all.
@@ -90,6 +92,13 @@ def mask_tokens(
     chosen = lanes < bounds[2]
     chosen[vocabulary.special_places(input_ids)] = False
     places = np.flatnonzero(chosen)
+    ends = np.cumsum(sizes)
+    if (empty := np.flatnonzero(np.diff(np.searchsorted(places, ends), prepend=0) == 0)).size:
+        for row in map(slice, ends[empty] - sizes[empty], ends[empty]):
+            maskable = vocabulary.maskable[input_ids[row]]
+            first = row.start + np.where(maskable, lanes[row].astype(np.int64), 2**16).argmin()
+            chosen[first], lanes[first] = maskable.any(), 0
+        places = np.flatnonzero(chosen)
     originals, lots = input_ids.take(places), lanes.take(places)
     corrupted = (vocabulary.mask - originals) * (lots < bounds[0])  # NumPy is slow at selecting by booleans
     corrupted += originals

@@ -176,3 +176,43 @@ def test_a_tokenizer_that_changes_under_a_run_is_noticed(
     assert planned.tokenizer.digest == planned.tokenizer_digest
     with pytest.raises(ValueError, match="was changed while rows were made with it"):
         _ = replace(planned, tokenizer_digest="other").tokenizer
+
+
+def test_a_run_with_other_settings_that_was_killed_between_two_splits_is_not_taken_for_the_one_before(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Held-out documents of the earlier settings would stand in the rows of the later ones, and train."""
+    output = tmp_path / "out"
+    with_rate = partial(arguments_of, text, corpus, output, "--heldout-rate")
+    assert call(monkeypatch, prepare.main, *with_rate("0.3")) == 0
+    whole = tree(output)
+    publish_folder = publish.publish_folder
+
+    def killed(*paths: Path) -> None:
+        publish_folder(*paths)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "publish_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, prepare.main, *with_rate("0.01"))
+    monkeypatch.setattr(publish, "publish_folder", publish_folder)
+    assert call(monkeypatch, prepare.main, *with_rate("0.3")) == 0
+    assert tree(output) == whole
+
+
+def test_the_digest_of_a_stream_is_computed_once(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It goes over all files of the stream, and is asked for with every file of every bucket."""
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "out")) == 0
+    plan = work.read_plan(tmp_path / "out")
+    digests = [plan.digest(stream) for stream in plan.streams]
+    monkeypatch.setattr(work, "asdict", None)
+    assert [plan.digest(stream) for stream in plan.streams] == digests
+
+
+def test_an_object_store_is_no_folder_to_write_to(
+    text: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, "s3://bucket/rows")) == 2  # type: ignore[arg-type]
+    assert "s3://bucket/rows lies in an object store: name a folder" in capsys.readouterr().err

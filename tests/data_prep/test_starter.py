@@ -42,6 +42,7 @@ def test_the_yaml_loads_is_planned_and_says_what_is_there(
     assert config.validation is not None
     assert config.validation.languages == ["fao", "nno"]  # isl is one document
     assert config.parent is None
+    assert config.data.num_workers == (4 if gpu else 0)
     assert (config.device, config.precision) == (("auto", "amp_bf16") if gpu else ("cpu", "fp32"))
     assert config.model.hidden_size == load_config(f"yamls/{'small' if gpu else 'demo'}/phase1.yaml").model.hidden_size
     assert config.model.vocab_size == 512

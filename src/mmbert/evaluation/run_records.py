@@ -107,8 +107,8 @@ def read_phases(run_root: Path, names: list[str]) -> list[PhaseRecord]:
     evaluations = {name: read_json(run_root / name / "bits_per_byte.json", BITS_PER_BYTE) for name in names}
     first = evaluations[names[0]]["inputs"]
     for name, evaluation in evaluations.items():
-        for key in ("shards", "masks"):
-            if evaluation["inputs"][key] != first[key]:
+        for key in ("shards", "rows", "masks"):
+            if evaluation["inputs"].get(key) != first.get(key):
                 raise ValueError(
                     f"{run_root / name / 'bits_per_byte.json'} was measured with other {key} than {names[0]}'s, so the "
                     f"two do not compare; run {BITS_PER_BYTE} again for both"
