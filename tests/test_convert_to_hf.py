@@ -127,7 +127,8 @@ def test_what_was_converted_loads_without_a_word(save_run: Run) -> None:
     run = save_run(build())
     convert(run, run / "hf")
     script = f"""
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
+PreTrainedTokenizerFast.vocab_size = property(lambda _: 256_000)  # it looks at large tokenizers alone
 AutoTokenizer.from_pretrained({str(run / 'hf')!r})
 AutoModelForMaskedLM.from_pretrained({str(run / 'hf')!r})
 """
