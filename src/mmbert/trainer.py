@@ -197,7 +197,8 @@ class FixedBuckets(Algorithm):
 
     Else it makes new ones after a process' first step, and three ranks or more then add in another order: a run that
     was stopped and one that was not would differ in their last bits. Asking DDP to look for unused parameters, of which
-    there are none, is what keeps it from that. Kernels of a GPU add in any order as it is.
+    there are none, is what keeps it from that; it says once that this is slow. Two ranks add in one way only, and
+    kernels of a GPU in any order as it is.
     """
 
     find_unused_parameters = True
@@ -243,7 +244,7 @@ def build_trainer(phase: Phase, callbacks: Sequence[Callback]) -> Trainer:
         device_train_microbatch_size=config.device_train_microbatch_size,
         accumulate_train_batch_on_tokens=True,
         spin_dataloaders=False,  # the data start at the right row by themselves
-        algorithms=[FixedBuckets()] if device == "cpu" else [],
+        algorithms=[FixedBuckets()] if device == "cpu" and ranks.world_size > 2 else [],
         ddp_sync_strategy="single_auto_sync",  # once a step, as where nobody looks for unused parameters
         callbacks=list(callbacks),
         loggers=build_loggers(config, ranks.is_first),
