@@ -37,5 +37,5 @@ def lasting_imports() -> Iterator[None]:
 def local_folder(text: str) -> Path:
     """Type of an argument that no object store can stand for: a program lists, or replaces, what is in it."""
     if "://" in text:
-        raise ArgumentTypeError(f"{text} lies in an object store: name a folder, and copy from or to the store")
+        raise ArgumentTypeError(f"{text} lies in an object store: name a folder, and copy from or to it")
     return Path(text)
