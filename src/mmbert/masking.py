@@ -90,14 +90,16 @@ def mask_tokens(
     # One number decides all: below the first bound <mask>, below the second a random id, below the third the id itself.
     bounds = [round(share * rate * 2**16) for share in (MASKED, MASKED + RANDOM, 1.0)]
     chosen = lanes < bounds[2]
-    chosen[vocabulary.special_places(input_ids)] = False
+    special = vocabulary.special_places(input_ids)
+    chosen[special] = False
     places = np.flatnonzero(chosen)
     ends = np.cumsum(sizes)
     if (empty := np.flatnonzero(np.diff(np.searchsorted(places, ends), prepend=0) == 0)).size:
+        lots = lanes.astype(np.int64)
+        lots[special] = 2**16
         for row in map(slice, ends[empty] - sizes[empty], ends[empty]):
-            maskable = vocabulary.maskable[input_ids[row]]
-            first = row.start + np.where(maskable, lanes[row].astype(np.int64), 2**16).argmin()
-            chosen[first], lanes[first] = maskable.any(), 0
+            first = row.start + lots[row].argmin()
+            chosen[first], lanes[first] = lots[first] < 2**16, 0
         places = np.flatnonzero(chosen)
     originals, lots = input_ids.take(places), lanes.take(places)
     corrupted = (vocabulary.mask - originals) * (lots < bounds[0])  # NumPy is slow at selecting by booleans
