@@ -70,12 +70,12 @@ clean-demo:  ## remove what `make demo` made, for both tokenizers
 # ------------------------------------------------------------------------------------------------------- your own data
 # TEXT_TOKENIZER=<folder> takes another tokenizer than Gemma 2's; OPTIONS="--language fao --text-key content ..."
 ROW_LENGTH ?= 1024
-TEXT_TOKENIZER ?= data/tokenizer-gemma2
+GEMMA2 := data/tokenizer-gemma2
+TEXT_TOKENIZER ?= $(GEMMA2)
 
 data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML that trains on them
 	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
-	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != data/tokenizer-gemma2 ] \
-	  || $(BIN)/python -m data_prep.gemma2 --output "$(TEXT_TOKENIZER)"
+	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != $(GEMMA2) ] || $(BIN)/python -m data_prep.gemma2 --output $(GEMMA2)
 	$(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" --row-length $(ROW_LENGTH) \
 	  --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
 	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"
@@ -108,7 +108,6 @@ slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of 
 # it reached on an AMD EPYC: 2.5 and 2.9.
 BENCH := $(BIN)/python -m mmbert.benchmark
 BENCH_DATA := $(BIN)/python -m data_prep.benchmark
-BENCH_TOKENIZER := data/tokenizer-gemma2
 BENCH_TEXT := data/benchmark/text
 RESULTS := docs/benchmarks
 PACKER := $(if $(MODERNBERT),--modernbert $(MODERNBERT) --min-ratio modernbert=3)
@@ -129,13 +128,13 @@ bench: env  ## measure against the peers on the CPU, about 75 minutes alone on t
 	$(BENCH) data --one-cpu $(PACKER) --repetitions 15 --min-ratio hf-patched=50 --json $(RESULTS)/data-one-cpu.json
 	$(BENCH) startup --repetitions 3 --json $(RESULTS)/startup.json
 	$(BIN)/python -m data_prep.udhr --whole --output data/benchmark/udhr
-	[ -d $(BENCH_TOKENIZER) ] || $(BIN)/python -m data_prep.gemma2 --output $(BENCH_TOKENIZER)
+	[ -d $(GEMMA2) ] || $(BIN)/python -m data_prep.gemma2 --output $(GEMMA2)
 	[ -d $(BENCH_TEXT) ] || $(BIN)/python -m tests.synthetic_corpus --output $(BENCH_TEXT) --languages 12 --bytes 24000000
-	$(BENCH_DATA) tokenise --input data/benchmark/udhr --tokenizer $(BENCH_TOKENIZER) --min-cpu-ratio tokenizers=5 \
+	$(BENCH_DATA) tokenise --input data/benchmark/udhr --tokenizer $(GEMMA2) --min-cpu-ratio tokenizers=5 \
 	  --json $(RESULTS)/tokenise.json
-	$(BENCH_DATA) pipeline --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 $(CONVERTER) \
+	$(BENCH_DATA) pipeline --input $(BENCH_TEXT) --tokenizer $(GEMMA2) --repetitions 3 $(CONVERTER) \
 	  --json $(RESULTS)/pipeline.json
-	$(BENCH_DATA) scaling --input $(BENCH_TEXT) --tokenizer $(BENCH_TOKENIZER) --repetitions 3 \
+	$(BENCH_DATA) scaling --input $(BENCH_TEXT) --tokenizer $(GEMMA2) --repetitions 3 \
 	  --json $(RESULTS)/scaling.json
 	$(BENCH) page $(addprefix $(RESULTS)/,$(addsuffix .json, \
 	  step-1024 step-4096 step-small-1024 head data data-one-cpu startup tokenise pipeline scaling gpu-head)) \

@@ -83,8 +83,8 @@ def publish_stream(work: Work, stream: StreamPlan, read: Read, buckets: list[dic
     A stream of which nothing could be read stays as it was.
     """
     splits = [split for split in SPLITS if any(split in bucket["shards"] for bucket in buckets)]
-    if splits:  # from here on an earlier record, of other settings, would vouch for one split of these and one of those
-        work.record_path(stream).unlink(missing_ok=True)
+    if splits:
+        work.remove_record(stream)
     for split in SPLITS if splits else ():
         folder = stream_folder(work.output, split, stream.source, stream.language)
         staged = work.staging(stream) / split

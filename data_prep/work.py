@@ -16,7 +16,7 @@ from typing import Any, Literal
 from data_prep.batches import batches
 from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, format_of
-from mmbert.atomic import make_folder, remove, write_file
+from mmbert.atomic import fsync, make_folder, remove, write_file
 from mmbert.file_contents import parse_object
 from mmbert.manifest import SPLITS, check_stream, stream_folder
 from mmbert.tokenizer import Tokenizer, load_tokenizer
@@ -152,6 +152,15 @@ class Work:
         except (ValueError, FileNotFoundError):
             return None
         return record
+
+    def remove_record(self, stream: StreamPlan) -> None:
+        """Before its splits are replaced, one by one.
+
+        After a kill between two of them a record of other settings would vouch for one split of these and one of those.
+        """
+        if (path := self.record_path(stream)).exists():
+            path.unlink()
+            fsync(path.parent)
 
     def write_record(self, stream: StreamPlan, record: dict[str, Any]) -> None:
         """Say that a stream is finished. A power cut may lose that: then it is made again."""

@@ -5,6 +5,7 @@ if [ ! -r "$settings" ]; then
   echo "error: $settings is missing: copy slurm/cluster.env.example to it and fill it in" >&2
   exit 1
 fi
+: "${USER:=$(id -un)}"  # containers and cron often have none
 # shellcheck source=slurm/cluster.env.example
 source "$settings"
 mkdir -p "$LOGS"

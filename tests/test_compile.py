@@ -6,12 +6,24 @@ from typing import Any
 import pytest
 import torch
 
+from mmbert.model import MmBertForMaskedLM
 from tests.test_model import SMALLEST, batch_of, build
 
 
+class WithLoss(torch.nn.Module):
+    """DDP calls `forward`."""
+
+    def __init__(self, encoder: MmBertForMaskedLM) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, *batch: Any) -> torch.Tensor:
+        return self.encoder.loss(*batch).total
+
+
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
-    """The graphs that are made; they are run as they are. What is not compiled computes as if it were."""
+def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that are made; they are run as they are."""
     made: list[torch.fx.GraphModule] = []
     compile_ = torch.compile
 
@@ -20,8 +32,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch._dynamo.reset()
+    return made
+
+
+@pytest.fixture
+def graphs(made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The same, and what is not compiled computes as if it were."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     return made
 
 
@@ -42,6 +60,23 @@ def test_all_layers_share_two_graphs_whatever_the_documents(graphs: list[torch.f
         assert len(graphs) == 2
     for own, expected in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert own.grad.equal(expected.grad)
+
+
+def test_the_layers_of_a_rank_share_two_graphs_too(
+    made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left to itself, torch would cut them where DDP's buckets of gradients end."""
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with torch._dynamo.config.patch(optimize_ddp=True):  # torch's own choice
+            compiled = build(replace(SMALLEST, num_hidden_layers=8)).train()
+            compiled.model.compile_layers()
+            wrapped = torch.nn.parallel.DistributedDataParallel(WithLoss(compiled), bucket_cap_mb=0.01)
+            wrapped(*batch_of([50, 150])).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(made) == 2
 
 
 def test_a_validation_makes_its_graphs_once_and_leaves_trainings(graphs: list[torch.fx.GraphModule]) -> None:

@@ -37,12 +37,14 @@ def test_files_named_in_code_exist(page: Path) -> None:
 def test_the_yamls_of_the_readme_load(tmp_path: Path) -> None:
     for example in re.findall(r"```yaml\n(.*?)```", Path("README.md").read_text(), re.DOTALL):
         text = re.sub(r"^ {3}", "", example, flags=re.MULTILINE)
-        text = text.replace("[common.yaml, model/small.yaml]", "[{0}/common.yaml, {0}/model/small.yaml]")
+        text = re.sub(r"(common|model/\w+)\.yaml(?=[,\]])", r"{0}/\1.yaml", text)
         name = text.split()[1].removeprefix("yamls/")  # the first line is a comment that says it
         (tmp_path / name).write_text(text.replace("{0}", str(Path("yamls").resolve())))
     decay = load_config(tmp_path / "mine-decay.yaml")
     assert (decay.parent, decay.learning_rate.shape) == ("mine", "one_minus_sqrt")
     assert sum(group.share for group in decay.data.groups().values()) == 1.0
+    going_on = load_config(tmp_path / "mine-from-mmbert.yaml")
+    assert (going_on.run_root, going_on.parent) == ("runs/mmbert-base", "published")
     config = load_config(tmp_path / "mine.yaml")
     assert config.name == "mine"
     assert config.duration == 2_000_000_000

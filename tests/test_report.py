@@ -49,7 +49,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def write_evaluation(run_root: Path, phase: str, seed: int = 0) -> None:
     languages = {language: {"bits_per_byte": bits} for language, bits in BITS[phase].items()}
-    inputs = {"model": phase, "shards": {"eng": "digest"}, "masks": {"seed": seed}}
+    inputs = {"model": phase, "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": seed}}
     write_json(run_root / phase / "bits_per_byte.json", {"languages": languages, "inputs": inputs})
 
 
@@ -240,7 +240,7 @@ def write_merged(run_root: Path, finished: bool = True) -> None:
     optimizer = build_optimizer(model, OptimizerConfig(1.0, (0.9, 0.95), 1e-8, 0.0), on_gpu=False)
     state = {**first_state("merged", {}, "tokenizer", "0"), "finished": finished}
     save_checkpoint(run_root / "merged", 0, model, optimizer, state)
-    inputs = {"model": "merged", "shards": {"eng": "digest"}, "masks": {"seed": 0}}
+    inputs = {"model": "merged", "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": 0}}
     languages = {language: {"bits_per_byte": bits / 2} for language, bits in BITS["phase3"].items()}
     write_json(run_root / "merged" / "bits_per_byte.json", {"languages": languages, "inputs": inputs})
     write_json(run_root / "merged" / "hf" / "conversion.json", {"hf_max_logit_difference": 1e-9})

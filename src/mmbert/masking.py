@@ -92,20 +92,19 @@ def mask_tokens(
     chosen = lanes < bounds[2]
     special = vocabulary.special_places(input_ids)
     chosen[special] = False
-    places = np.flatnonzero(chosen)
-    ends = np.cumsum(sizes)
-    if (empty := np.flatnonzero(np.diff(np.searchsorted(places, ends), prepend=0) == 0)).size:
-        lots = lanes.astype(np.int64)
-        lots[special] = 2**16
+    places, ends = np.flatnonzero(chosen), np.cumsum(sizes)
+    if (empty := np.flatnonzero(in_rows(places, ends) == 0)).size:
+        ranks = lanes.astype(np.int64)
+        ranks[special] = 2**16
         for row in map(slice, ends[empty] - sizes[empty], ends[empty]):
-            first = row.start + lots[row].argmin()
-            chosen[first], lanes[first] = lots[first] < 2**16, 0
+            first = row.start + ranks[row].argmin()
+            chosen[first], lanes[first] = ranks[first] < 2**16, 0
         places = np.flatnonzero(chosen)
     originals, lots = input_ids.take(places), lanes.take(places)
     corrupted = (vocabulary.mask - originals) * (lots < bounds[0])  # NumPy is slow at selecting by booleans
     corrupted += originals
     randomised = np.flatnonzero((lots >= bounds[0]) & (lots < bounds[1]))
-    corrupted[randomised] = draw_ids(places.take(randomised), sizes, hashes, vocabulary)
+    corrupted[randomised] = draw_ids(places.take(randomised), sizes, ends, hashes, vocabulary)
     output = input_ids.copy()
     output[places] = corrupted
     return output, places, originals.astype(np.int64)
@@ -119,10 +118,19 @@ def mask_batch(batch: dict[str, Any], seed: int, rate: float, vocabulary: Vocabu
     return {**batch, "input_ids": input_ids, "masked": masked, "targets": targets, "num_labels": len(targets)}
 
 
-def draw_ids(places: Integers, sizes: Integers, hashes: UInt64, vocabulary: Vocabulary) -> Ids:
-    """A random id for each of these ascending places (R,) of rows with `sizes` (B,) tokens and `hashes` (B, G)."""
-    ends = np.cumsum(sizes)
-    in_row = np.diff(np.searchsorted(places, ends), prepend=0)  # (B,) how many of the places each row has
+def in_rows(places: Integers, ends: Integers) -> Integers:
+    """(B,) how many of these ascending places lie in each row; `ends` (B,) of the rows, laid end to end."""
+    return np.diff(np.searchsorted(places, ends), prepend=0)
+
+
+def draw_ids(places: Integers, sizes: Integers, ends: Integers, hashes: UInt64, vocabulary: Vocabulary) -> Ids:
+    """A random id for each of these ascending places (R,).
+
+    Args:
+        sizes, ends: (B,) tokens of each row, and where it ends.
+        hashes: (B, G) of the rows.
+    """
+    in_row = in_rows(places, ends)
     token = places - np.repeat(ends - sizes, in_row)
     group = token // LANES + np.repeat(np.arange(len(sizes)) * hashes.shape[1], in_row)
     with np.errstate(over="ignore"):  # the hashes decided what is random, so what follows takes new ones

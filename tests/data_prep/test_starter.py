@@ -1,4 +1,5 @@
 """The first YAML that a user gets: it loads, it is planned, its data can be opened, and its comments are true."""
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,3 +144,17 @@ def test_times_of_a_phase_follow_from_its_tokens(shards: Path, tmp_path: Path, t
     assert config.learning_rate.decay == config.duration // 4
     assert config.checkpoint.interval == config.duration // 10
     assert config.data.period_rows == config.global_train_batch_size * min(config.duration // step, 100)
+
+
+@pytest.mark.parametrize("tokenizer, fetched", [([], True), (["TEXT_TOKENIZER=data/misspelt"], False)])
+def test_make_data_fetches_gemma2_to_no_place_but_its_own(tmp_path: Path, tokenizer: list[str], fetched: bool):
+    """Where another tokenizer is not there, its users say so; Gemma 2's in its place would train unnoticed."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$*"\n')
+    (tmp_path / "python").chmod(0o755)
+    makefile = Path(__file__).parents[2] / "Makefile"
+    words = ["make", "-f", makefile, "-o", "env", "data", f"BIN={tmp_path}", "INPUT=text", "OUTPUT=out", *tokenizer]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    fetching = [line for line in made if line.startswith("-m data_prep.gemma2 ")]
+    assert fetching == ["-m data_prep.gemma2 --output data/tokenizer-gemma2"] * fetched
+    used = tokenizer[0].partition("=")[2] if tokenizer else "data/tokenizer-gemma2"
+    assert f"-m data_prep.prepare --input text --tokenizer {used} --row-length 1024 --output out/rows-1024" in made

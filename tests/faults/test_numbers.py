@@ -117,7 +117,6 @@ def test_without_the_check_one_bad_step_is_in_the_weights_for_good(corpus: Corpu
     assert not all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())
 
 
-OLD_CHECKPOINT = ["global_train_batch_size=16", "checkpoint.interval=10000", "duration=30K"]
 SPIKES = "spikes={sigma: 8, window: 8, patience: 4}"
 
 
@@ -151,7 +150,8 @@ def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kill
 @pytest.mark.fault(13)
 def test_what_is_usual_for_older_weights_is_no_spike(corpus: Corpus, tmp_path: Path) -> None:
     """After a rollback far back the loss is higher than just before the spike; one spike must not end a run."""
-    arguments = [prepare(tmp_path / "it", corpus), "spikes={sigma: 3, window: 3, patience: 2}", *OLD_CHECKPOINT]
+    far_apart = ["global_train_batch_size=16", "checkpoint.interval=10000", "duration=30K"]
+    arguments = [prepare(tmp_path / "it", corpus), "spikes={sigma: 3, window: 3, patience: 2}", *far_apart]
     outcome = train(arguments, tmp_path / "x.jsonl", changes=[partial(loss_becomes, 3.0, steps=[18, 19])])
     assert outcome.exit_code == 0, outcome.output
     events = [event for event in read_ledger(tmp_path / "it" / "runs" / "phase1").events if event.name == "rolled_back"]

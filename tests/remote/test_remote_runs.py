@@ -97,7 +97,8 @@ def test_a_plan_reads_the_manifests_of_a_store(url: str, corpus: Corpus, tmp_pat
 
 
 def test_programs_that_list_a_folder_refuse_a_store() -> None:
-    with pytest.raises(ArgumentTypeError, match="s3://b/x lies in an object store: name a folder"):
+    words = "s3://b/x lies in an object store: name a folder, and copy from or to it"
+    with pytest.raises(ArgumentTypeError, match=words):
         local_folder("s3://b/x")
     assert local_folder("data/rows") == Path("data/rows")
 

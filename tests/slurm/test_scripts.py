@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pwd import getpwuid
 
 import pytest
 
@@ -42,6 +43,17 @@ def test_a_dry_run_prints_the_jobs_of_the_papers_phases(environment: dict[str, s
     for line in decays:
         assert "--dependency=afterok:NUMBER_OF_phase2 --kill-on-invalid-dep=yes" in line
         assert "--gpus-per-node=8 --cpus-per-task=64 --nodes=4" in line
+
+
+def test_cluster_env_may_say_user_where_the_environment_has_none(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with open(environment["CLUSTER_ENV"], "a") as settings:
+        settings.write(f"CACHE={tmp_path}/$USER-mmbert\n")
+    without_user = {name: value for name, value in environment.items() if name != "USER"}
+    result = run(without_user, "slurm/all_phases.sh", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / f"{getpwuid(os.getuid()).pw_name}-mmbert").is_dir()
 
 
 def test_the_merge_is_one_task_behind_the_decays(environment: dict[str, str]) -> None:

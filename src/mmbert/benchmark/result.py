@@ -179,9 +179,9 @@ def table(document: Mapping[str, Any]) -> list[list[str]]:
     return [[list(columns)[index] for index in kept], *([row[index] for index in kept] for row in rows)]
 
 
-def spread(spread: Mapping[str, float], form: str) -> str:
+def spread(found: Mapping[str, float], form: str) -> str:
     """The median, and in brackets the least and the most."""
-    least, middle, most = (form.format(spread[key]) for key in ("min", "median", "max"))
+    least, middle, most = (form.format(found[key]) for key in ("min", "median", "max"))
     return f"{middle} ({least} to {most})"
 
 

@@ -108,7 +108,7 @@ def read_phases(run_root: Path, names: list[str]) -> list[PhaseRecord]:
     first = evaluations[names[0]]["inputs"]
     for name, evaluation in evaluations.items():
         for key in ("shards", "rows", "masks"):
-            if evaluation["inputs"].get(key) != first.get(key):
+            if evaluation["inputs"][key] != first[key]:
                 raise ValueError(
                     f"{run_root / name / 'bits_per_byte.json'} was measured with other {key} than {names[0]}'s, so the "
                     f"two do not compare; run {BITS_PER_BYTE} again for both"
