@@ -130,3 +130,18 @@ if not os.fork():
 """
     ended = run(script)
     assert ended.stdout.split() == [str(number) for number in (allowed, allowed, allowed, hard, allowed, hard)]
+
+
+def test_a_run_and_its_shards_go_by_what_the_limit_can_be_raised_to() -> None:
+    script = """
+import resource
+from types import SimpleNamespace
+from mmbert.shards import most_open
+from mmbert.trainer import check_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 100))
+check_open_files(SimpleNamespace(data=SimpleNamespace(num_workers=2)))  # 48 are needed
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 100))
+print(most_open())
+"""
+    ended = run(script)
+    assert (ended.stdout, ended.stderr) == ("25\n", "")
