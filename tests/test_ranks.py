@@ -31,7 +31,9 @@ def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
         torch.set_num_threads(1)
         if torch.distributed.is_initialized():  # by another test, before this process was forked
             torch.distributed.destroy_process_group()
-        result = action(Ranks.connect("cpu", hang_minutes=0.5))
+        ranks = Ranks.connect("cpu", hang_minutes=0.5)
+        result = action(ranks)
+        ranks.any(False)  # the store by which they meet ends with rank 0, which must not leave before the others are there
         (folder / f"{rank}.json").write_text(json.dumps(result))
 
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
