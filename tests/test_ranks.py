@@ -33,7 +33,7 @@ def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
             torch.distributed.destroy_process_group()
         ranks = Ranks.connect("cpu", hang_minutes=0.5)
         result = action(ranks)
-        ranks.any(False)  # the store by which they meet ends with rank 0, which must not leave before the others are there
+        ranks.any(False)  # rank 0 has the store by which they meet: it must not end before all are there
         (folder / f"{rank}.json").write_text(json.dumps(result))
 
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
