@@ -104,6 +104,40 @@ def test_a_numbered_corpus_is_whole_or_refused(tmp_path: Path) -> None:
         corpus_inputs("books", mirror=str(mirror))
 
 
+def test_links_in_a_mirror_are_what_they_lead_to(tmp_path: Path) -> None:
+    store = write(tmp_path / "store", "blob", "fao/train/a.parquet")
+    mirror = write(tmp_path / "mirror", f"{FINEWEB2}/isl_Latn/train/b.parquet")
+    (mirror / FINEWEB2 / "fao_Latn").symlink_to(store / "fao")
+    (mirror / FINEWEB2 / "isl_Latn/train/c.parquet").symlink_to(store / "blob")
+    inputs = corpus_inputs("fineweb2", mirror=str(mirror))
+    assert {language: of(files, mirror / FINEWEB2) for (_, language), files in inputs.items()} == {
+        "fao": ["fao_Latn/train/a.parquet"],
+        "isl": ["isl_Latn/train/b.parquet", "isl_Latn/train/c.parquet"],
+    }
+    assert inputs["fineweb2", "isl"][1].size == (store / "blob").stat().st_size
+    (store / "blob").unlink()
+    with pytest.raises(FileNotFoundError, match=r"c.parquet is a link to nowhere"):
+        corpus_inputs("fineweb2", mirror=str(mirror))
+
+
+def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+    math = "allenai/dolmino-mix-1124/data/math"
+    mirror = write(tmp_path / "mirror", f"{math}/x/a.jsonl")
+    other = write(tmp_path / "other", "b.jsonl")
+    (mirror / math / "x/up").symlink_to(mirror)
+    (mirror / math / "x/over").symlink_to(other)
+    (other / "back").symlink_to(mirror / math / "x")
+    (files,) = corpus_inputs("dolmino-math", mirror=str(mirror)).values()
+    assert of(files, mirror / math) == ["x/a.jsonl", "x/over/b.jsonl"]
+
+
+def test_what_is_hidden_is_told_below_the_mirror_alone(tmp_path: Path) -> None:
+    names = ("deu_Latn/a.parquet", "deu_Latn/.b.parquet", ".cache/c.parquet")
+    mirror = write(tmp_path / ".hidden", *(f"epfml/FineWeb2-HQ/{name}" for name in names))
+    (files,) = corpus_inputs("fineweb2-hq", mirror=str(mirror)).values()
+    assert of(files, mirror / "epfml/FineWeb2-HQ") == ["deu_Latn/a.parquet"]
+
+
 def test_a_mirror_may_lie_on_another_file_system() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/mirror/epfml/FineWeb2-HQ/deu_Latn/a.parquet", b"12345")
