@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.batches import batches
-from data_prep.clean_filters import QUALITY, Cleaning, check_known
+from data_prep.clean_filters import QUALITY, Cleaning, check_known, read_thresholds
 from data_prep.clean_language import Job, filter_part, finish_language, finished
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.parallel import spread
@@ -40,7 +40,10 @@ def make_jobs(arguments: argparse.Namespace, cleaning: Cleaning, inputs: Inputs)
     model = sha256_of(Path(cleaning.model)) if cleaning.model else None
     jobs = []
     for (_, language), files in inputs.items():
-        decides = [version("datatrove"), asdict(cleaning), model, arguments.text_key, arguments.keep_dropped]
+        settings = asdict(cleaning)
+        if cleaning.thresholds:  # what they say decides, not where they lie
+            settings["thresholds"] = read_thresholds(Path(cleaning.thresholds), language) or {}
+        decides = [version("datatrove"), settings, model, arguments.text_key, arguments.keep_dropped]
         digest = sha256(json.dumps([*decides, [asdict(file) for file in files]]).encode()).hexdigest()
         jobs.append(
             Job(

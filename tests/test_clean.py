@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 import zstandard
 
 from data_prep import clean, clean_language
-from data_prep.clean_filters import Cleaning
+from data_prep.clean_filters import THRESHOLDS, Cleaning, read_thresholds
 from data_prep.inputs import find_inputs
 from tests.synthetic_corpus import seeded, write_corpus
 
@@ -155,6 +156,25 @@ def test_a_changed_file_redoes_its_language_alone(tmp_path, monkeypatch):
     changed = [path.parent.name for path in before if path.stat().st_mtime_ns != before[path]]
     assert changed == ["fao"]
     assert len(records(tmp_path / "out" / "text" / "fao")) == 2
+
+
+def test_changed_thresholds_redo_their_language_alone_and_a_moved_folder_none(tmp_path):
+    def digests(folder: str, **thresholds: int) -> dict[str, str]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for language, value in thresholds.items():
+            (tmp_path / folder / f"{language}.yml").write_text(yaml.safe_dump(dict.fromkeys(THRESHOLDS, value)))
+        read_thresholds.cache_clear()  # as in another process
+        cleaning = Cleaning(("gopher",), thresholds=str(tmp_path / folder), skip_unknown=True)
+        return {job.language: job.digest for job in make_jobs(tmp_path / "in", tmp_path / "out", cleaning)}
+
+    for language in ("fao", "isl", "nob"):
+        write(tmp_path / "in" / f"{language}.jsonl", ["a"])
+    before = digests("configs", fao=1, isl=1)
+    assert digests("moved", fao=1, isl=1) == before
+    after = digests("configs", fao=2, isl=1)
+    assert [language for language in before if before[language] != after[language]] == ["fao"]
+    without = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(("gopher",), skip_unknown=True))
+    assert not {job.digest for job in without} & set(before.values())  # nob is skipped with them, and not without
 
 
 def test_a_part_that_is_done_is_not_read_again(tmp_path):
