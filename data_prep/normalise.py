@@ -2,6 +2,8 @@
 import re
 from unicodedata import normalize
 
+# Controls that end a line, a page or a record, as str.splitlines has them; without a line feed they would glue words.
+LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85]")
 # All but tab and line feed: C0, DEL and C1 controls, the byte order mark, and what is no character in any text.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufff9-\ufffb\ufffe\uffff]")
 
@@ -15,5 +17,5 @@ def normalise(text: str) -> str:
     Source:
         Unicode Standard Annex #15.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = LINE_ENDS.sub("\n", text).replace("\x1f", " ")  # which separates units, as a space does words
     return normalize("NFC", CONTROLS.sub("", text)).strip()

@@ -193,6 +193,7 @@ def test_a_text_is_spelled_in_one_way():
     assert normalise("e\u0301a\r\nb\rc\x00\x07\ufeff\t ") == "éa\nb\nc"
     assert normalise("\u200cक\u094dष\u200d \u200fa") == "\u200cक\u094dष\u200d \u200fa"
     assert normalise("e\x00\u0301") == "é"
+    assert normalise("page\x0cNext\x0bline\x85\x1ca\x1db\x1ec\x1fd") == "page\nNext\nline\n\na\nb\nc d"
     assert normalise("ﬁ ½ Å") == normalize("NFC", "ﬁ ½ Å") == "ﬁ ½ Å"
 
 
