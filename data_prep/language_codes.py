@@ -30,7 +30,7 @@ SAME = 1
 def canonical(code: str) -> str:
     """The name of a language's streams.
 
-    A name that is written our way stays as it is, even with the main script: whoever has `srp_cyrl` beside `srp_latn`
+    A name that is written our way keeps its parts, even the main script: whoever has `srp_cyrl` beside `srp_latn`
     means it so.
 
     Raises:
@@ -46,7 +46,7 @@ def canonical(code: str) -> str:
         if _is_script(part) and not langcodes.tag_is_valid(f"und-{part}"):
             raise ValueError(f"language {code!r}: {part!r} is no script of ISO 15924")
     if OWN.fullmatch(code) and (first in table() or iso639.is_language(first, "pt3")):
-        return code
+        return "_".join([first, *parts])
     language = individual(first.lower())
     if parts and parts[0].title() in main_scripts(language):
         del parts[0]

@@ -22,7 +22,7 @@ tuk_Cyrl uig_Cyrl uig_Latn urd_Latn uzn_Latn zsm_Arab
     ("cmn_Hani", "cmn"), ("yue_Hani", "yue"), ("kor_Hang", "kor"), ("ko-Kore", "kor"), ("jpn_Jpan", "jpn"),
     ("DE", "deu"), ("deu-1996", "deu_1996"), ("chi", "cmn"), ("ger", "deu"),
     ("sr-Latn", "srp_latn"), ("srp_Cyrl", "srp"), ("uz-Latn", "uzn_latn"), ("hau_Latn", "hau"),
-    ("hau_Arab", "hau_arab"), ("code", "code"), ("und", "und"), ("pt_br", "por_BR"),
+    ("hau_Arab", "hau_arab"), ("code", "code"), ("und", "und"), ("pt_br", "por_BR"), ("por_br", "por_BR"),
 ])  # fmt: skip
 def test_aliases_of_a_language_have_one_name(code: str, name: str) -> None:
     assert canonical(code) == name
