@@ -11,6 +11,7 @@ from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 
 from data_prep.parallel import spread
+from data_prep.queued import write_jobs
 from data_prep.steps import STAGES, Stage, codec_of
 from data_prep.work import Work
 
@@ -57,10 +58,10 @@ def run_locally(work: Work, workers: int) -> None:
     if work.streams:
         codec_of(work)  # what takes seconds to make is made once: the workers are copies of this process
     for stage in STAGES:
-        number = sum(1 for _ in stage(str(work.output)).units(work))
+        number = sum(1 for _ in stage(work.plan_folder).units(work))
         if number:
             tasks = min(number, workers * TASKS_PER_WORKER)
-            LocalExecutor(stage(str(work.output)), tasks, workers, work.folder / "logs" / stage.name).run()
+            LocalExecutor(stage(work.plan_folder), tasks, workers, work.plan_folder / "logs" / stage.name).run()
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def submit_to_slurm(work: Work, slurm: Slurm) -> list[str]:
     previous: SlurmPipelineExecutor | None = None
     jobs = []
     for stage in STAGES:
-        number = sum(1 for _ in stage(str(work.output)).units(work))
+        number = sum(1 for _ in stage(work.plan_folder).units(work))
         if not number:
             continue
         previous = SlurmPipelineExecutor(
-            pipeline=[stage(str(work.output))],
+            pipeline=[stage(work.plan_folder)],
             tasks=min(number, slurm.tasks),
             time=slurm.time,
             partition=slurm.partition,
@@ -92,11 +93,12 @@ def submit_to_slurm(work: Work, slurm: Slurm) -> list[str]:
             env_command=environment(),
             sbatch_args={"kill-on-invalid-dep": "yes"},
             depends=previous,
-            logging_dir=str((work.folder / "logs" / stage.name).resolve()),
+            logging_dir=str((work.plan_folder / "logs" / stage.name).resolve()),
             skip_completed=False,
         )
         previous.run()
         jobs.append(str(previous.job_id))
+        write_jobs(work.plan_folder, jobs)
     return jobs
 
 

@@ -1,15 +1,18 @@
 """The documents of a bucket: straight from the files of a small stream, or from the runs of a large one.
 
 A large stream is read once. What a file holds is collected up to `RUN_BYTES`, sorted by bucket, and appended to the
-file's run; so a bucket lies in one slice for each of these, and is read again slice by slice.
+file's run; so a bucket lies in one slice for each of these, and is read again slice by slice. A list of the slices, in
+the order of their buckets, lies beside the run: a bucket's are found without reading those of the others, which are
+millions in a file of 50 GB.
 """
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import zstandard
 
 from data_prep.batches import batches
@@ -21,7 +24,7 @@ from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load
 from mmbert.atomic import fsync, make_folder, write_file
 from mmbert.file_contents import parse_object
 
-RUN_BYTES = 256 * 2**20  # of text, in memory at a time
+RUN_BYTES = 256 * 2**20  # in memory at a time
 LENGTH_BYTES = 4
 
 
@@ -32,12 +35,22 @@ class Read:
     Attributes:
         documents: read, of whole files.
         empty: those of them without text.
+        duplicates: those of them that were dropped at once, as copies of one close by in the same file.
         quarantined: why, for each file of which nothing was taken.
     """
 
-    documents: int
-    empty: int
-    quarantined: list[str]
+    documents: int = 0
+    empty: int = 0
+    duplicates: int = 0
+    quarantined: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "Read") -> "Read":
+        return Read(
+            self.documents + other.documents,
+            self.empty + other.empty,
+            self.duplicates + other.duplicates,
+            self.quarantined + other.quarantined,
+        )
 
 
 def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
@@ -74,7 +87,7 @@ def bucket_of(payload: bytes, num_buckets: int) -> int:
 def read_files(files: list[InputFile], settings: Settings) -> tuple[list[bytes], Read]:
     """The documents of files that fit in memory together; of a broken file none."""
     documents: list[bytes] = []
-    read = Read(0, 0, [])
+    read = Read()
     for file in files:
         try:
             found = list(payloads(file, settings))
@@ -88,19 +101,18 @@ def read_files(files: list[InputFile], settings: Settings) -> tuple[list[bytes],
 
 
 def run_path(work: Work, stream: StreamPlan, volume: int, file: int) -> Path:
-    """Where the run of a file lies; its index is beside it, with the suffix .json."""
-    return work.staging(stream) / "runs" / f"{volume:05d}-{file:06d}.run"
+    """Where the run of a file lies; beside it its slices, with the suffix .npy, and what was read, with .json."""
+    return work.staging(stream) / "files" / f"{volume:05d}-{file:06d}.run"
 
 
 def write_run(work: Work, stream: StreamPlan, volume: int, number: int) -> None:
     """Read file `number` of a volume into its run, unless that was done before. Of a broken file the run is empty."""
     path = run_path(work, stream, volume, number)
-    index = path.with_suffix(".json")
-    if index.exists():
+    if path.with_suffix(".json").exists():
         return
     make_folder(path.parent)
     plan = stream.volumes[volume]
-    read, slices = Read(0, 0, []), []
+    read, slices = Read(), []
     with path.open("wb") as run:
         try:
             for bucket, documents in slices_of(plan.files[number], plan.num_buckets, work.settings, read):
@@ -108,47 +120,54 @@ def write_run(work: Work, stream: StreamPlan, volume: int, number: int) -> None:
                 slices.append((bucket, run.tell(), len(content)))
                 run.write(content)
         except BrokenInputError as error:
-            read, slices = Read(0, 0, [str(error)]), []
+            read, slices = Read(quarantined=[str(error)]), []
             run.truncate(0)
-    fsync(path)
-    write_file(index, json.dumps({"read": asdict(read), "slices": slices}).encode())
+    np.save(path.with_suffix(".npy"), np.array(sorted(slices), dtype=np.int64).reshape(-1, 3).T)
+    for written in (path, path.with_suffix(".npy")):
+        fsync(written)
+    write_file(path.with_suffix(".json"), json.dumps(asdict(read)).encode())  # last, for it says that all is there
 
 
 def slices_of(
     file: InputFile, num_buckets: int, settings: Settings, read: Read
 ) -> Iterator[tuple[int, list[bytes]]]:
-    """Bucket and documents, sorted by bucket, for each `RUN_BYTES` of a file; counts what is read."""
-    for batch in batches(payloads(file, settings), len, RUN_BYTES):
+    """Bucket and documents, sorted by bucket, for each `RUN_BYTES` of a file; counts what is read.
+
+    Copies are dropped here already, for all of a document meet in one bucket: millions, and it would not fit in memory.
+    """
+    for batch in batches(payloads(file, settings), sys.getsizeof, RUN_BYTES):
+        found = list(filter(None, batch))
+        kept = list(dict.fromkeys(found)) if settings.distinct else found
         read.documents += len(batch)
-        read.empty += batch.count(b"")
+        read.empty += len(batch) - len(found)
+        read.duplicates += len(found) - len(kept)
         buckets: dict[int, list[bytes]] = {}
-        for payload in filter(None, batch):
+        for payload in kept:
             buckets.setdefault(bucket_of(payload, num_buckets), []).append(payload)
         yield from sorted(buckets.items())
 
 
-def read_runs(work: Work, stream: StreamPlan, volume: int) -> tuple[list[dict[str, Any]], Read]:
-    """The indexes of all runs of a volume, and what reading its files came to."""
-    indexes, read = [], Read(0, 0, [])
-    for number in range(len(stream.volumes[volume].files)):
-        path = run_path(work, stream, volume, number).with_suffix(".json")
-        indexes.append(parse_object(path.read_bytes(), path, REMEDY))
-        part = Read(**indexes[-1]["read"])
-        read = Read(
-            read.documents + part.documents, read.empty + part.empty, [*read.quarantined, *part.quarantined]
-        )
-    return indexes, read
+def read_of_runs(work: Work, stream: StreamPlan) -> Read:
+    """What reading all files of a stream came to."""
+    read = Read()
+    for volume, plan in enumerate(stream.volumes):
+        for number in range(len(plan.files)):
+            path = run_path(work, stream, volume, number).with_suffix(".json")
+            read += Read(**parse_object(path.read_bytes(), path, REMEDY))
+    return read
 
 
 def read_bucket(work: Work, stream: StreamPlan, volume: int, bucket: int) -> list[bytes]:
     """The documents of one bucket, counted from the first of its volume."""
     documents: list[bytes] = []
-    for number, index in enumerate(read_runs(work, stream, volume)[0]):
-        with run_path(work, stream, volume, number).open("rb") as run:
-            for found, begin, length in index["slices"]:
-                if found == bucket:
-                    run.seek(begin)
-                    documents += unpack(zstandard.decompress(run.read(length)))
+    for number in range(len(stream.volumes[volume].files)):
+        path = run_path(work, stream, volume, number)
+        buckets, begins, lengths = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        mine = slice(*np.searchsorted(buckets, [bucket, bucket + 1]))
+        with path.open("rb") as run:
+            for begin, length in zip(begins[mine].tolist(), lengths[mine].tolist(), strict=True):
+                run.seek(begin)
+                documents += unpack(zstandard.decompress(run.read(length)))
     return documents
 
 

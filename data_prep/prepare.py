@@ -9,13 +9,15 @@ files change, their streams alone are made anew. docs/data.md says what it makes
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
 from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.language_codes import canonical
+from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import check_heldout_rate
 from data_prep.totals import totals_table
@@ -37,22 +39,29 @@ def prepare(settings: Settings, inputs: Inputs, workers: int) -> None:
 
 def make_all(work: Work, workers: int) -> int:
     """Make the streams of a plan that are not finished; how many those were."""
+    with to_do(work) as rest:
+        run_locally(rest, workers)
+    return len(rest.streams)
+
+
+@contextmanager
+def to_do(work: Work) -> Iterator[Work]:
+    """The part of a plan that is not finished, written where its tasks read it; no other process may begin meanwhile.
+
+    Raises:
+        FileExistsError: the output folder is not ours alone, or jobs in the queue are to make some of these streams.
+        ValueError: another process is writing into it.
+    """
     make_folder(work.folder)
     lock = hold_run(work.folder)
     try:
         check_output(work)
-        rest = to_do(work)
-        run_locally(rest, workers)
+        rest = Work(work.settings, work.tokenizer_digest, [s for s in work.streams if work.read_record(s) is None])
+        check_not_queued(rest)
+        write_plan(rest)
+        yield rest
     finally:
         lock.release()
-    return len(rest.streams)
-
-
-def to_do(work: Work) -> Work:
-    """The part of a plan that is not finished, written where its tasks read it."""
-    rest = Work(work.settings, work.tokenizer_digest, [s for s in work.streams if work.read_record(s) is None])
-    write_plan(rest)
-    return rest
 
 
 def check_output(work: Work) -> None:
@@ -66,15 +75,15 @@ def check_output(work: Work) -> None:
         if path.name not in (*SPLITS, FOLDER):
             raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
     for folder in sorted(work.output.glob("*/*/[!.]*")):
-        strangers = sorted(path.name for path in folder.iterdir() if not OWN_FILES.fullmatch(path.name))
         if folder.relative_to(work.output).parts[0] == FOLDER:
             continue
+        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
         if strangers:
             raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
         try:
             manifest = read_manifest(folder)
         except (ValueError, FileNotFoundError):
-            continue  # ours, but damaged: it is made anew
+            continue  # ours, but damaged: it is made anew; or a job is replacing it
         if (manifest.row_length, manifest.tokenizer) != (settings.row_length, work.tokenizer_digest):
             raise FileExistsError(
                 f"{folder} has row_length {manifest.row_length} and tokenizer {manifest.tokenizer[:12]}, not "
@@ -190,8 +199,8 @@ def main() -> None:
     work = plan(settings, inputs)
     if arguments.slurm:
         slurm = Slurm(arguments.slurm, arguments.slurm_time, arguments.tasks, arguments.memory)
-        check_output(work)
-        jobs = submit_to_slurm(to_do(work), slurm)
+        with to_do(work) as rest:
+            jobs = submit_to_slurm(rest, slurm)
         print(f"submitted: {' '.join(jobs) or 'nothing is left to do'}; run this command without --slurm when they end")
         return
     sys.exit(report(work, make_all(work, arguments.workers)))

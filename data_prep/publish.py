@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.codec import Codec
-from data_prep.partition import Read, read_bucket, read_files, read_runs, volume_of
+from data_prep.partition import Read, read_bucket, read_files, read_of_runs, volume_of
 from data_prep.rows import Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
 from data_prep.work import REMEDY, StreamPlan, Work
 from mmbert.atomic import fsync, make_folder, publish_folder, remove, write_file
@@ -42,18 +42,11 @@ def publish_large_stream(work: Work, stream: StreamPlan) -> None:
     """Publish a stream whose buckets are all written, unless that was done before."""
     if work.read_record(stream):
         return
-    parts = [read_runs(work, stream, number)[1] for number in range(len(stream.volumes))]
     buckets = []
     for bucket in range(stream.num_buckets):
         path = bucket_path(work, stream, bucket)
         buckets.append(parse_object(path.read_bytes(), path, REMEDY))
-    publish_stream(work, stream, sum_of(parts), buckets)
-
-
-def sum_of(parts: list[Read]) -> Read:
-    """What reading several parts came to in all."""
-    quarantined = [reason for part in parts for reason in part.quarantined]
-    return Read(sum(part.documents for part in parts), sum(part.empty for part in parts), quarantined)
+    publish_stream(work, stream, read_of_runs(work, stream), buckets)
 
 
 def bucket_path(work: Work, stream: StreamPlan, bucket: int) -> Path:
@@ -102,7 +95,7 @@ def publish_stream(work: Work, stream: StreamPlan, read: Read, buckets: list[dic
     record = asdict(read) | {
         "digest": work.digest(stream),
         "splits": splits,
-        "duplicates": sum(bucket["duplicates"] for bucket in buckets),
+        "duplicates": read.duplicates + sum(bucket["duplicates"] for bucket in buckets),
     }
     work.write_record(stream, record)
     remove(work.staging(stream).parent)

@@ -2,8 +2,8 @@
 
 A document is held out by its hash, before anything is learned, the tokenizer included. The choice depends on the
 text alone: not on the order of the file, nor on the other documents (but for the two rules that keep both sides
-from being empty). So exact duplicates fall on one side; those in two varieties of a language too, which is why the
-language takes no part in the hash.
+from being empty, of one stream each). So exact duplicates fall on one side; those in two varieties of a language too,
+which is why the language takes no part in the hash.
 """
 import hashlib
 from collections.abc import Sequence

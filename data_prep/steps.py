@@ -1,6 +1,7 @@
 """The three stages of `prepare` as blocks of datatrove. A task is a share of the units of its stage."""
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
@@ -21,20 +22,20 @@ class Stage(PipelineStep):
     """What a stage's tasks share: each reads the plan, and does the units that fall to it.
 
     Args:
-        output: the shards folder, with the plan in it.
+        plan: the folder of the plan.
     """
 
     type = "mmBERT"
     name = "stage"
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, plan: Path) -> None:
         super().__init__()
-        self.output = output
+        self.plan = plan
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Do the share of one task, which no two processes may do at a time."""
-        work = read_plan(self.output)
-        folder = work.folder / "tasks" / f"{self.name}-{rank:05d}"
+        work = read_plan(self.plan)
+        folder = self.plan / "tasks" / f"{self.name}-{rank:05d}"
         make_folder(folder)
         lock = hold_run(folder)
         try:

@@ -22,7 +22,7 @@ from mmbert.manifest import SPLITS, check_stream, stream_folder
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.typed import build
 
-FOLDER = ".prepare"  # in the output folder: the plan, what is half done, and logs
+FOLDER = ".prepare"  # in the output folder: plans and their logs, what is half done, what is finished
 BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten times that in memory
 VOLUME_BYTES = 32 * 2**30
 EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
@@ -107,6 +107,16 @@ class Work:
     @property
     def folder(self) -> Path:
         return self.output / FOLDER
+
+    @property
+    def plans(self) -> Path:
+        """Folder of the plans of all runs into this output that may not have ended."""
+        return self.folder / "plans"
+
+    @cached_property
+    def plan_folder(self) -> Path:
+        """Folder of this plan, its logs, and the locks of its tasks."""
+        return self.plans / hashlib.sha256(plan_bytes(self)).hexdigest()[:16]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -204,16 +214,21 @@ def text_bytes(file: InputFile) -> int:
 
 def write_plan(work: Work) -> None:
     """Write the plan where `read_plan` finds it, and remove what was half done with other inputs or settings."""
-    make_folder(work.folder)
     for stream in work.streams:
         staging = work.staging(stream)
         for folder in staging.parent.glob("*"):
             if folder != staging:
                 remove(folder)
-    write_file(work.folder / "plan.json", json.dumps(asdict(work)).encode())
+    make_folder(work.plan_folder)
+    write_file(work.plan_folder / "plan.json", plan_bytes(work))
 
 
-def read_plan(output: str) -> Work:
-    """The plan of the run that writes into `output`."""
-    path = Path(output) / FOLDER / "plan.json"
+def plan_bytes(work: Work) -> bytes:
+    """What a plan's file holds."""
+    return json.dumps(asdict(work)).encode()
+
+
+def read_plan(folder: Path) -> Work:
+    """The plan in a plan's folder."""
+    path = folder / "plan.json"
     return build(Work, parse_object(path.read_bytes(), path, REMEDY))

@@ -283,3 +283,23 @@ def test_a_figure_names_the_commit_it_was_measured_at(tmp_path: Path) -> None:
     assert environment.commit(tmp_path) == found
     (tmp_path / "src" / "code.py").write_text("one = 2\n")
     assert environment.commit(tmp_path) == f"{found}-changed"
+
+
+@pytest.mark.parametrize("failing, code", [("nothing", 0), ("startup", 2)])
+def test_a_ratio_that_is_missed_costs_no_other_figure_and_not_the_page(tmp_path: Path, failing: str, code: int):
+    (tmp_path / "Makefile").write_bytes((Path(__file__).parents[1] / "Makefile").read_bytes())
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "pip"):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho "$*" >> called\ncase "$3" in {failing}) exit 1; esac\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in ("requirements.txt", "requirements.lock", "pyproject.toml", ".venv/.installed"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    result = subprocess.run(["make", "bench", "BIN=bin"], cwd=tmp_path, capture_output=True)
+    called = (tmp_path / "called").read_text().splitlines()
+    measured = {words[words.index("--json") + 1] for words in map(str.split, called) if "--json" in words}
+    *asked, gpu, output, page = called[-1].split()[3:]
+    assert result.returncode == code
+    assert measured == set(asked)
+    assert len(asked) == 10
+    assert (gpu, output, page) == ("docs/benchmarks/gpu-head.json", "--output", "docs/benchmarks.md")

@@ -87,7 +87,8 @@ def test_a_large_stream_is_made_in_buckets_and_loses_nothing(
     arguments = arguments_of(tmp_path / "large", corpus, tmp_path / "out")
     assert call(monkeypatch, prepare.main, *arguments) == 0
     assert "60 documents read; left out: 0 exact duplicates" in capsys.readouterr().out
-    plan = work.read_plan(str(tmp_path / "out")).streams[0]
+    (folder,) = (tmp_path / "out" / work.FOLDER / "plans").iterdir()
+    plan = work.read_plan(folder).streams[0]
     assert len(plan.volumes) > 1
     assert plan.num_buckets > 8
     for split in ("train", "heldout"):

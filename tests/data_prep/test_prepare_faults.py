@@ -137,7 +137,7 @@ def test_a_task_that_is_started_again_does_nothing_again(
     for stage in STAGES:
         with pytest.MonkeyPatch.context() as patch:
             for _ in range(2):
-                for _, unit in stage(settings.output).units(planned):
+                for _, unit in stage(planned.plan_folder).units(planned):
                     unit()
                 for name in ("payloads", "make_bucket", "publish_stream"):
                     patch.setattr(partition if name == "payloads" else publish, name, partial(pytest.fail, name))
@@ -158,7 +158,8 @@ def test_what_a_record_speaks_of_is_on_the_disk_before_it(
         values = json.loads(content)
         shards = [(path.parents[1] / split, int(path.stem)) for split in values.get("shards", ())]
         spoken_of = {folder / name(number) for folder, number in shards for name in (shard_name, pieces_name)}
-        assert spoken_of | ({path.with_suffix(".run")} if "slices" in values else set()) <= on_disk
+        run = {path.with_suffix(".run"), path.with_suffix(".npy")} if "quarantined" in values else set()
+        assert spoken_of | run <= on_disk
         records.append(path)
         path.write_bytes(content)
 
@@ -166,7 +167,7 @@ def test_what_a_record_speaks_of_is_on_the_disk_before_it(
         monkeypatch.setattr(module, "fsync", fsync)
         monkeypatch.setattr(module, "write_file", write_file)
     call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "out"))
-    assert {path.parent.name for path in records} == {"runs", "buckets"}
+    assert {path.parent.name for path in records} == {"files", "buckets"}
 
 
 def test_a_tokenizer_that_changes_under_a_run_is_noticed(
@@ -205,7 +206,8 @@ def test_the_digest_of_a_stream_is_computed_once(
 ):
     """It goes over all files of the stream, and is asked for with every file of every bucket."""
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "out")) == 0
-    plan = work.read_plan(tmp_path / "out")
+    (folder,) = (tmp_path / "out" / work.FOLDER / "plans").iterdir()
+    plan = work.read_plan(folder)
     digests = [plan.digest(stream) for stream in plan.streams]
     monkeypatch.setattr(work, "asdict", None)
     assert [plan.digest(stream) for stream in plan.streams] == digests

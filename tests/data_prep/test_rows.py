@@ -1,5 +1,6 @@
 """From the documents of a bucket to a shard: what is counted is what is kept, and nothing strange is left behind."""
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,15 +73,32 @@ def test_a_run_holds_slices_of_a_bounded_size_each_sorted_by_bucket(
 ) -> None:
     monkeypatch.setattr(partition, "RUN_BYTES", 100)
     texts = [f"text {number} " + "x" * (number % 30) for number in range(50)]
-    path = tmp_path / "fao.txt"
-    path.write_text("\n\n".join(texts))
-    file = InputFile(str(path), path.stat().st_size, "")
-    read = partition.Read(0, 0, [])
+    file = text_file(tmp_path / "fao.txt", texts)
+    read = partition.Read()
     found = list(partition.slices_of(file, 4, Settings("", "", 64), read))
     expected = []
-    for batch in batches([text.strip().encode() for text in texts], len, 100):
+    for batch in batches([text.strip().encode() for text in texts], sys.getsizeof, 100):
         for bucket in range(4):
             if members := [text for text in batch if partition.bucket_of(text, 4) == bucket]:
                 expected.append((bucket, members))
     assert found == expected
-    assert read == partition.Read(50, 0, [])
+    assert read == partition.Read(documents=50)
+
+
+def test_copies_of_a_document_do_not_pile_up_in_its_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "RUN_BYTES", 1000)
+    texts = ["the same"] * 500 + ["another"]
+    file = text_file(tmp_path / "fao.txt", texts)
+    most = -(-sum(sys.getsizeof(text.encode()) for text in texts) // 1000) + 1
+    for distinct, at_most in ((True, most), (False, 501)):
+        read = partition.Read()
+        found = list(partition.slices_of(file, 1, Settings("", "", 64, distinct=distinct), read))
+        documents = [document for _, members in found for document in members]
+        assert len(documents) <= at_most
+        assert len(documents) + read.duplicates == read.documents == 501
+        assert set(documents) == {b"the same", b"another"}
+
+
+def text_file(path: Path, texts: Sequence[str]) -> InputFile:
+    path.write_text("\n\n".join(texts))
+    return InputFile(str(path), path.stat().st_size, "")

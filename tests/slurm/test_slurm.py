@@ -10,6 +10,7 @@ import pytest
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.ledger import last_step, read_ledger
 from mmbert.ledger_audit import audit
+from mmbert.manifest import list_languages
 from tests.conftest import SEED, Corpus
 from tests.faults.oracle import check_same_end
 from tests.slurm.cluster import Cluster
@@ -118,16 +119,21 @@ def test_the_whole_chain_with_a_merge_also_where_a_phase_goes_on_with_fewer_node
 def test_an_array_prepares_the_rows_that_one_machine_prepares(
     cluster: Cluster, corpus: Corpus, tmp_path: Path
 ) -> None:
+    """Two sources are submitted into one folder, one right after the other."""
     site = Site.make(cluster, corpus, tmp_path)
-    options = ("--input", str(corpus.shards[64].parent / "text"), "--source", "invented", "--row-length", "64",
+    options = ("--input", str(corpus.shards[64].parent / "text"), "--row-length", "64",
                "--tokenizer", str(corpus.tokenizer), "--output", str(tmp_path / "rows"),
                "--seed", str(SEED))  # fmt: skip
-    told = site.script("data_prep.sh", *options, "--tasks", "2", "--memory", "1")
+    for source in ("other", "invented"):
+        told = site.script("data_prep.sh", *options, "--source", source, "--tasks", "2", "--memory", "1")
     site.await_state(told.split()[-1], "COMPLETED")
     made = {path.relative_to(tmp_path / "rows"): path for path in (tmp_path / "rows").glob("*/invented/*/*.json")}
     alone = {path.relative_to(corpus.shards[64]): path for path in corpus.shards[64].glob("*/invented/*/*.json")}
     assert made.keys() == alone.keys()
     assert all(made[name].read_bytes() == alone[name].read_bytes() for name in made)
+    for split in ("train", "heldout"):
+        languages = {source: list_languages(tmp_path / "rows", split, source) for source in ("other", "invented")}
+        assert languages["other"] == languages["invented"] != []
 
 
 def rank_on(cluster: Cluster, node: str) -> int:
