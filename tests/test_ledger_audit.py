@@ -22,7 +22,7 @@ from mmbert.config import RunConfig, load_config
 from mmbert.data import PhaseData
 from mmbert.ledger import Event, Ledger, RunHistory, StepRecord, read_ledger
 from mmbert.ledger_audit import audit, extra_rows, main, planned_places, replay, rolled_back
-from mmbert.mixture import Group, Plan
+from mmbert.mixture import Group, Integers, Plan
 from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes, Schedule
 from mmbert.tokenizer import load_tokenizer
@@ -328,7 +328,9 @@ def test_a_step_finds_its_rows_without_counting_up_to_it(sizes: BatchSizes) -> N
     [
         (2.0, [21, 201], 0.9, [0, 0]),  # one more by rounding
         (2.0, [22, 203], 0.9, [1, 2]),
-        (1.5, [22, 203], 1.0, [1, 2]),  # rows are whole: 2 times
+        (1.5, [16, 151], 1.0, [0, 0]),  # all rows once, and half of them again
+        (1.5, [22, 203], 1.0, [6, 52]),
+        (0.5, [7, 51], 1.0, [1, 0]),
         (2.0, [22, 203], 1.02, [0, 0]),  # the last step ends after the duration
         (None, [999, 9999], 1.0, [0, 0]),
     ],
@@ -339,6 +341,22 @@ def test_rows_above_max_repeats_are_counted(
     group = Group("small", 1.0, Schedule(0.3), max_repeats, np.array([2, 0]))
     rows, counts = np.array([100, 5, 10]), np.array([seen[1], 500, seen[0]])
     assert extra_rows(group, rows, counts, overshoot).tolist() == extra
+
+
+def test_a_fraction_of_max_repeats_is_a_fraction_of_the_rows() -> None:
+    """A plan holds 1.2 passes at every moment; one for 2.0 reads too many rows for that, though none of them thrice."""
+    rows, ends = np.array([1000, 300, 7]), np.arange(40, 1441, 40)
+
+    def extra(cap: float) -> Integers:
+        """By 1.2, of the rows of a plan with this cap: (ends, streams)."""
+        plan = Plan([Group("all", 1.0, Schedule(0.0), cap, np.arange(3))], rows, rows * 100, 140_000, period_rows=50)
+        order = RowOrder(plan, ["a", "b", "c"], [np.array([number]) for number in rows], seed=3)
+        again = [replay(order, np.array([[0, end]])) for end in ends]
+        group = Group("all", 1.0, Schedule(0.0), 1.2, np.arange(3))
+        return np.array([extra_rows(group, rows, one.seen, one.planned_tokens / plan.duration) for one in again])
+
+    assert not extra(1.2).any()
+    assert (extra(2.0)[-1] > 0).tolist() == [False, True, True]
 
 
 def test_a_plan_that_repeats_a_stream_too_often_is_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

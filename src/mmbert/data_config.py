@@ -45,8 +45,8 @@ class GroupConfig:
         languages: codes; an entry that ends in `.txt` is a file with one code a line.
         share: fraction of the phase's tokens that the group gets.
         tau: within the group, tokens of a language are proportional to (tokens it has)^tau.
-        max_repeats: most times that any language of the group may be seen in the phase; the rest of the group
-            takes what this frees.
+        max_repeats: most times that any language of the group may be seen in the phase, 1.2 say: all of its rows, and
+            a fifth of them again. The rest of the group takes what this frees.
         floor: least fraction of the group's tokens that each of its languages gets; the rest of the group gives it.
     """
 

@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -261,16 +260,16 @@ def most_repeated(group: Group, rows: Integers, seen: Integers) -> tuple[int, fl
 
 
 def extra_rows(group: Group, rows: Integers, seen: Integers, overshoot: float) -> Integers:
-    """(members,) rows seen more often than `max_repeats` allows.
+    """(members,) rows seen more often than `max_repeats` allows: so many passes over a language's rows, or 1.2 of them.
 
-    Rounding to rows may give one more, and so may the last step, which ends after the phase's duration.
+    Rounding to rows may give one more, and the last step, which ends after the phase's duration, its part.
 
     Args:
         overshoot: planned tokens / duration.
     """
     if group.max_repeats is None:
         return np.zeros(len(group.members), dtype=np.int64)
-    allowed = np.ceil(ceil(group.max_repeats) * rows[group.members] * max(1.0, overshoot)).astype(np.int64) + 1
+    allowed = np.ceil(group.max_repeats * rows[group.members] * max(1.0, overshoot)).astype(np.int64) + 1
     return np.maximum(seen[group.members] - allowed, 0)
 
 
