@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from mmbert.clock import learning_rate
 from mmbert.config import load_config
 from mmbert.data_config import parse_tokens
 from mmbert.schedules import Schedule
@@ -77,6 +78,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("optimizer.lr=0", "optimizer.lr = 0.0 must be above 0"),
         ("learning_rate.floor=5", "learning_rate.floor = 5.0 must lie in"),
         ("learning_rate.floor=-2", "learning_rate.floor = -2.0 must lie in"),
+        ("learning_rate.floor=0.02", "learning_rate.floor = 0.02 is never reached"),
         ("batch_size_warmup={start: 0, tokens: 1K}", "batch_size_warmup.start = 0 must be above 0"),
         ("learning_rate.warmup=1T", "exceed duration"),
         ("learning_rate.shape=one_minus_sqrt", "neither `warmup` nor `decay`"),
@@ -95,6 +97,16 @@ def test_bad_values_are_refused_with_key_value_and_remedy(override: str, words: 
     with pytest.raises(ValueError, match=r".") as refusal:
         load_config(DEMO, [override])
     assert words in str(refusal.value)
+
+
+def test_a_floor_is_for_a_decay_that_ends_there() -> None:
+    """Without `decay` warmup_stable_decay stays at its peak, and a floor would be silently unused."""
+    with pytest.raises(ValueError, match=r"give learning_rate\.decay, or leave the floor out$"):
+        load_config(DEMO, ["learning_rate.floor=0.02", "learning_rate.decay=0"])
+    config = load_config(DEMO, ["learning_rate.floor=0.02", "learning_rate.decay=10K"])
+    assert learning_rate(config, config.duration) == pytest.approx(0.02 * config.optimizer.lr)
+    decaying = load_config("yamls/demo/phase3.yaml")  # one_minus_sqrt decays over the whole phase
+    assert learning_rate(decaying, decaying.duration) == pytest.approx(0.02 * decaying.optimizer.lr)
 
 
 def test_missing_files_are_named_with_the_file_that_wants_them(tmp_path: Path) -> None:

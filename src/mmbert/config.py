@@ -197,6 +197,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_run(self)
         check_limits(self)
+        check_learning_rate(self.learning_rate, self.duration)
 
     @property
     def run_folder(self) -> Path:
@@ -227,9 +228,6 @@ def check_run(config: RunConfig) -> None:
             f"max_seq_len = {config.max_seq_len} is longer than model.max_position_embeddings = "
             f"{config.model.max_position_embeddings}"
         )
-    lasting = config.learning_rate.warmup + config.learning_rate.decay
-    if lasting > config.duration:
-        raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {config.duration}")
 
 
 def check_limits(config: RunConfig) -> None:
@@ -243,8 +241,6 @@ def check_limits(config: RunConfig) -> None:
             raise ValueError(f"{key} = {getattr(config, key)} must be at least 1")
     if config.data.num_workers < 0:
         raise ValueError(f"data.num_workers = {config.data.num_workers} must be at least 0")
-    if not 0 <= config.learning_rate.floor <= 1:
-        raise ValueError(f"learning_rate.floor = {config.learning_rate.floor} must lie in [0, 1], a share of the peak")
     positive = {
         "optimizer.lr": config.optimizer.lr,
         "data.period_rows": config.data.period_rows,
@@ -268,6 +264,27 @@ def check_limits(config: RunConfig) -> None:
             f"checkpoint.give_up_minutes = {config.checkpoint.give_up_minutes} must be below hang_minutes = "
             f"{config.hang_minutes}: a finished run that waits for disk space is not one that hangs"
         )
+
+
+def check_learning_rate(config: LearningRateConfig, duration: int) -> None:
+    """Refuse a shape that does not fit the phase, or says something that never comes true.
+
+    Args:
+        duration: tokens of the phase.
+
+    Raises:
+        ValueError: names the key, the value and the remedy.
+    """
+    if not 0 <= config.floor <= 1:
+        raise ValueError(f"learning_rate.floor = {config.floor} must lie in [0, 1], a share of the peak")
+    if config.shape == "warmup_stable_decay" and config.floor and not config.decay:
+        raise ValueError(
+            f"learning_rate.floor = {config.floor} is never reached, for warmup_stable_decay decays over the last "
+            "learning_rate.decay tokens alone, and there are none: give learning_rate.decay, or leave the floor out"
+        )
+    lasting = config.warmup + config.decay
+    if lasting > duration:
+        raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {duration}")
 
 
 def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
