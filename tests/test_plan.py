@@ -1,8 +1,9 @@
 """The plan: its arithmetic against brute force and the real model, its promises against a real training."""
 import csv
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,14 @@ from mmbert.model import MmBertForMaskedLM
 from mmbert.plan.__main__ import main
 from mmbert.plan.chain import Chain, plan_chain
 from mmbert.plan.counts import read_counts
+from mmbert.plan.facts import duration_of
 from mmbert.plan.numbers import activation_bytes, checkpoints_that_stay, num_parameters, saves, stretches
 from mmbert.plan.phase import Hardware, learning_rate, plan_phase
+from mmbert.plan.text import chain_text
 from mmbert.recipe_table import steps
 from mmbert.schedules import BatchSizes, Schedule
 from mmbert.streams import mixture_streams
+from mmbert.untrained_run import first_state
 from tests.conftest import Corpus
 from tests.tiny_checkpoints import save_tiny
 from tests.training_runs import Outcome, prepare, train, write_yamls
@@ -253,6 +257,48 @@ def test_a_phase_is_held_against_its_parent(tmp_path: Path, key: str, value: str
     assert "as many tokens a step as phase1" in texts(plain, "ok")
     assert said not in texts(plain, level)
     assert said in texts(plan_chain(["yamls/phase1.yaml", str(path)], [], None, H100), level)
+
+
+@pytest.mark.parametrize("record, made", [("import.json", "imported"), ("merge.json", "merged")])
+def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: Path, record: str, made: str) -> None:
+    """It has no YAML, but a run folder, as import_from_hf and merge write it."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: [{Path('yamls/phase2.yaml').resolve()}]\nname: mine\nparent: published\n")
+
+    def found(level: str, *changes: str) -> str:
+        return texts(plan_chain([str(path)], [f"run_root={tmp_path}", *changes], None, H100), level)
+
+    assert f"nor imported or merged in {tmp_path}: nothing is compared" in found("warning")
+    state = tmp_path / "published" / "step-0000000000" / "state.json"
+    state.parent.mkdir(parents=True)
+    (tmp_path / "published" / record).write_text("{}")
+    model = asdict(load_config(path).model)
+    state.write_text(json.dumps(first_state("published", model, "data/tokenizer-gemma2", "0")))
+    assert f"the same encoder as {tmp_path}/published, which was {made}" in found("ok", "learning_rate.warmup=1B")
+    assert f"warmup = 0, and its parent published was {made}" in found("warning", "learning_rate.warmup=0")
+    assert "model.hidden_size was 768, is 384" in found("error", "model.hidden_size=384")
+    assert "model.global_rope_theta was 160000.0, is 10000" in found("error", "model.global_rope_theta=10000")
+
+
+@pytest.mark.parametrize(
+    "seconds, written",
+    [(0.4, "0 seconds"), (50, "50 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours"), (1e9, "11,574.1 days")],
+)
+def test_a_time_is_written_in_a_unit_that_shows_it(seconds: float, written: str) -> None:
+    assert duration_of(seconds) == written
+
+
+def test_a_short_run_takes_gpus_more_than_no_time() -> None:
+    """A plan of minutes: what all GPUs together are busy is not 0.0 days."""
+    changes = ["duration=1B", "learning_rate.warmup=0", "data.root=nowhere"]
+    chain = plan_chain(["yamls/phase1.yaml"], changes, None, H100)
+    [plan] = chain.plans
+    seconds = plan.seconds(H100)
+    assert 60 < seconds < 3600 < 8 * seconds < 86400
+    head, row, *_ = (line for line in chain_text(chain).splitlines())
+    assert head.endswith("GPU time")
+    assert row.endswith(f"{seconds / 60:.1f} minutes  {8 * seconds / 3600:.1f} hours")
+    assert f"{seconds / 60:.1f} minutes; {8 * seconds / 3600:.1f} hours of GPU time" in chain_text(chain)
 
 
 def test_a_chain_in_the_wrong_order_is_an_error() -> None:

@@ -30,7 +30,7 @@ def duration_of(seconds: float) -> str:
     """In days, or what is smaller."""
     for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
+            return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.0f} seconds"
 
 
@@ -121,7 +121,7 @@ def hardware_facts(plan: PhasePlan, hardware: Hardware) -> dict[str, str]:
     return {
         "microbatches": f"{rows:g} rows a GPU in {-(-rows // micro):g} microbatches of {micro}"
         + ("" if rows % micro == 0 else f" ({rows / micro:.2f})"),
-        "time": f"{duration_of(seconds)}, {seconds * hardware.gpus / 86400:,.1f} GPU-days",
+        "time": f"{duration_of(seconds)}; {duration_of(seconds * hardware.gpus)} of GPU time",
         "speed": f"{plan.tokens / seconds:,.0f} tokens/s, {plan.tokens / seconds / hardware.gpus:,.0f} a GPU",
         "memory of a GPU": f"{gigabytes(memory.total)} ({parts}), by a formula",
     }

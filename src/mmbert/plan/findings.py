@@ -5,6 +5,7 @@ from typing import Literal
 
 from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig
+from mmbert.file_contents import parse_object
 from mmbert.identity import KEPT, encoder_changes
 from mmbert.plan.phase import Hardware, PhasePlan
 
@@ -16,6 +17,7 @@ LOW_FILL = 0.5
 OVERSHOOT = 0.01  # of the phase
 RAISED = 1.05  # times the rate that the parent ended with
 HOURS_AT_STAKE = 3.0  # between two checkpoints
+UNTRAINED = {"import.json": "imported", "merge.json": "merged"}  # records of runs that trained on nothing
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,7 @@ def pair_texts(plan: PhasePlan, parent: RunConfig | None) -> Texts:
     if config.parent is None:
         return []
     if parent is None:
-        return [("warning", f"its parent {config.parent} is not among the phases given, nor a YAML beside "
-                            f"{plan.path}: nothing is compared with it")]  # fmt: skip
+        return untrained_texts(plan)
     texts: Texts = []
     if changed := encoder_changes(asdict(parent.model), asdict(config.model), SHAPES):
         texts.append(("error", f"another encoder than its parent's: {'; '.join(changed)}"))
@@ -219,3 +220,22 @@ def pair_texts(plan: PhasePlan, parent: RunConfig | None) -> Texts:
         texts.append(("warning", f"the learning rate jumps from {ended:.3g}, where {parent.name} ends, to {begins:.3g} "
                                  "without a warm-up"))  # fmt: skip
     return texts or [("ok", f"as many tokens a step as {parent.name}, the same encoder, tokenizer and run_root")]
+
+
+def untrained_texts(plan: PhasePlan) -> Texts:
+    """A phase whose parent has no YAML: its weights were imported or merged, and the run itself says of what shape."""
+    config, folder = plan.config, plan.config.run_folder.with_name(str(plan.config.parent))
+    made = next((how for record, how in UNTRAINED.items() if (folder / record).is_file()), None)
+    if made is None:
+        return [("warning", f"its parent {config.parent} is not among the phases given, nor a YAML beside "
+                            f"{plan.path}, nor imported or merged in {config.run_root}: nothing is compared with "
+                            "it")]  # fmt: skip
+    state = folder / "step-0000000000" / "state.json"
+    model = parse_object(state.read_bytes(), state, f"make {folder} anew")["config"]["model"]
+    texts: Texts = []
+    if changed := encoder_changes(model, asdict(config.model), SHAPES):
+        texts.append(("error", f"another encoder than that of {folder}, which was {made}: {'; '.join(changed)}"))
+    if not config.learning_rate.warmup:
+        texts.append(("warning", f"learning_rate.warmup = 0, and its parent {config.parent} was {made}: its moments "
+                                 "are zero, so give a warm-up"))  # fmt: skip
+    return texts or [("ok", f"the same encoder as {folder}, which was {made}; a warm-up, for its moments are zero")]

@@ -35,7 +35,7 @@ def chain_rows(chain: Chain) -> list[list[str]]:
     """All phases in a table, with a sum."""
     heads = ["phase", "tokens", "steps", "rows x length", "learning rate", "mask rate", "tau", "theta", "checkpoints"]
     hardware = chain.hardware
-    rows = [heads + (["time", "GPU-days"] if hardware else [])]
+    rows = [heads + (["time", "GPU time"] if hardware else [])]
     for plan in chain.plans:
         config = plan.config
         stay, _ = plan.checkpoints
@@ -47,7 +47,7 @@ def chain_rows(chain: Chain) -> list[list[str]]:
         row += [gigabytes(stay * plan.checkpoint_bytes)]
         if hardware:
             seconds = plan.seconds(hardware)
-            row += [duration_of(seconds), f"{seconds * hardware.gpus / 86400:,.1f}"]
+            row += [duration_of(seconds), duration_of(seconds * hardware.gpus)]
         rows.append(row)
     if len(chain.plans) > 1:
         row = ["all", quantity(sum(plan.config.duration for plan in chain.plans))]
@@ -55,7 +55,7 @@ def chain_rows(chain: Chain) -> list[list[str]]:
         row += [gigabytes(sum(plan.checkpoints[0] * plan.checkpoint_bytes for plan in chain.plans))]
         if hardware:
             seconds = sum(plan.seconds(hardware) for plan in chain.plans)
-            row += [duration_of(seconds), f"{seconds * hardware.gpus / 86400:,.1f}"]
+            row += [duration_of(seconds), duration_of(seconds * hardware.gpus)]
         rows.append(row)
     return rows
 
