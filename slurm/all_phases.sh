@@ -19,7 +19,13 @@ if [[ $# = 0 || $1 == *=* ]]; then
   set -- yamls/{phase{1,2,3-eng,3-cont,3-all},merge}.yaml "$@"
 fi
 list=$(run_python -m mmbert.stages "${stages[@]}" "$@")
-queue=$(squeue --me --noheader --format='%A %k') || $dry_run  # which may be asked where there is no Slurm
+queue=
+if command -v squeue > /dev/null; then
+  queue=$(squeue --me --noheader --format='%A %k') || $dry_run
+elif ! $dry_run; then
+  echo "error: there is no squeue here: submit on a login node of the cluster, or look with --dry-run" >&2
+  exit 1
+fi
 
 submit() {  # NAME [argument of sbatch ...]: sets job[NAME]
   local name=$1

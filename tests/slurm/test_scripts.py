@@ -45,6 +45,22 @@ def test_a_dry_run_prints_the_jobs_of_the_papers_phases(environment: dict[str, s
         assert "--gpus-per-node=8 --cpus-per-task=64 --nodes=4" in line
 
 
+def test_a_dry_run_needs_no_slurm_and_a_submission_says_that_it_does(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "tools").mkdir()
+    for name in ("bash", "env", "mkdir", "awk", "cut", "id"):
+        (tmp_path / "tools" / name).symlink_to(str(shutil.which(name)))
+    without_slurm = {**environment, "PATH": str(tmp_path / "tools")}
+    result = run(without_slurm, "slurm/all_phases.sh", "--dry-run")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 5 + 1 + 6 + 6 + 1
+    result = run(without_slurm, "slurm/all_phases.sh")
+    assert (result.returncode, result.stdout) == (1, "")
+    remedy = "submit on a login node of the cluster, or look with --dry-run"
+    assert result.stderr == f"error: there is no squeue here: {remedy}\n"
+
+
 def test_cluster_env_may_say_user_where_the_environment_has_none(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
