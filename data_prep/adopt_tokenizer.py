@@ -34,12 +34,12 @@ def changes(source: Path, target: Path) -> list[str]:
     before, after = (read(folder / "tokenizer.json") for folder in (source, target))
     entries = {token["content"]: token for token in before["added_tokens"]}
     pairs: list[tuple[str, Any, Any]] = [
-        (f"{token['content']} (id {token['id']}): {key}", entries[token["content"]][key], value)
+        (f"{token['content']} (id {token['id']}): {key}", entries[token["content"]].get(key), value)
         for token in after["added_tokens"]
         for key, value in token.items()
     ]
-    pairs.append(("template", template(before["post_processor"]), template(after["post_processor"])))
-    pairs += [(key, before[key], None) for key in ("truncation", "padding")]
+    pairs.append(("template", template(before.get("post_processor")), template(after["post_processor"])))
+    pairs += [(key, before.get(key), None) for key in ("truncation", "padding")]
     config = read(source / "tokenizer_config.json")
     pairs += [(key, spelled(config.get(key)), token) for key, token in SPECIAL_TOKENS.items()]
     pairs.append(("model_input_names", config.get("model_input_names"), MODEL_INPUT_NAMES))

@@ -271,6 +271,32 @@ def test_adopting_says_what_it_changed_and_keeps_the_ids(
     assert capsys.readouterr().out.startswith("nothing was changed\n")
 
 
+def test_a_mask_that_takes_the_space_on_its_right_or_only_stands_alone_is_mended(tmp_path: Path):
+    source = gemma_like(tmp_path / "source")
+    tokens = json.loads((source / "tokenizer.json").read_text())["added_tokens"]
+    tokens[4] |= {"rstrip": True, "single_word": True}
+    adopted = adopt_tokenizer(edit(source, tmp_path / "strips", "tokenizer.json", added_tokens=tokens), tmp_path / "to")
+    (mask,) = (token for token in adopted.backend.get_added_tokens_decoder().values() if token.content == "<mask>")
+    assert (mask.lstrip, mask.rstrip, mask.single_word) == (True, False, False)
+
+
+def test_keys_that_a_tokenizer_lacks_are_told_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    source = gemma_like(tmp_path / "source")
+    spec = json.loads((source / "tokenizer.json").read_text())
+    for key in ("truncation", "padding", "post_processor"):
+        del spec[key]
+    for key in ("lstrip", "rstrip", "single_word"):
+        del spec["added_tokens"][4][key]
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(source), str(tmp_path / "target")])
+    adopt_program.main()
+    told = capsys.readouterr().out.splitlines()
+    assert "<mask> (id 4): lstrip: None -> True" in told
+    assert "template: None -> <bos> A <eos>" in told
+
+
 def test_the_programs_refuse_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = gemma_like(tmp_path / "source")
     for program, *arguments in ((check_tokenizer, source), (adopt_program, tmp_path / "nowhere", tmp_path / "target")):

@@ -159,8 +159,10 @@ def save_tokenizer(spec: dict[str, Any], target: Path, origin: Path) -> Tokenize
     if missing:
         raise ValueError(f"{origin}: added_tokens lacks {' '.join(missing)}; add them, or take another tokenizer")
     for token in SPECIAL_TOKENS.values():
-        lstrip = token == SPECIAL_TOKENS["mask_token"]
-        added[token] = added[token] | {"special": True, "normalized": False, "lstrip": lstrip}
+        is_mask = token == SPECIAL_TOKENS["mask_token"]
+        added[token] = added[token] | {"special": True, "normalized": False, "lstrip": is_mask}
+        if is_mask:  # it takes no space on its right, and may touch a word
+            added[token] |= {"rstrip": False, "single_word": False}
     spec = spec | {
         "truncation": None,
         "padding": None,
