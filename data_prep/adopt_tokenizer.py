@@ -2,8 +2,9 @@
 
     python -m data_prep.adopt_tokenizer its/folder data/my-tokenizer
 
-Its vocabulary and ids stay as they are. In some of Gemma 2's published files, for one, `<mask>` has its id but is no
-special token, and no file of transformers names it as the mask token; and the template has no `<eos>`.
+Its vocabulary and ids stay as they are, and so do the names of its tokens: ModernBERT's `[MASK]`, for one, is still
+called so. In some of Gemma 2's published files, for one, `<mask>` has its id but is no special token, and no file of
+transformers names it as the mask token; and the template has no `<eos>`.
 """
 import argparse
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.command import errors_in_one_line
-from mmbert.tokenizer import MODEL_INPUT_NAMES, SPECIAL_TOKENS, adopt_tokenizer
+from mmbert.tokenizer import MODEL_INPUT_NAMES, adopt_tokenizer, named_tokens
 
 TOLD = 100  # characters of a value
 
@@ -22,11 +23,11 @@ def read(path: Path) -> dict[str, Any]:
     return values
 
 
-def template(post_processor: dict[str, Any] | None) -> str:
-    """`<bos> A <eos>`, or what else is written around a text."""
-    if post_processor is None or "single" not in post_processor:
+def template(post_processor: dict[str, Any] | None, of: str = "single") -> str:
+    """`<bos> A <eos>`, or what else is written around a text; or, `of` a "pair", around two."""
+    if post_processor is None or of not in post_processor:
         return f"{post_processor and post_processor['type']}"
-    return " ".join(next(iter(piece.values()))["id"] for piece in post_processor["single"])
+    return " ".join(next(iter(piece.values()))["id"] for piece in post_processor[of])
 
 
 def changes(source: Path, target: Path) -> list[str]:
@@ -38,17 +39,18 @@ def changes(source: Path, target: Path) -> list[str]:
         for token in after["added_tokens"]
         for key, value in token.items()
     ]
-    pairs.append(("template", template(before.get("post_processor")), template(after["post_processor"])))
+    wrapped, wraps = before.get("post_processor"), after["post_processor"]
+    pairs.append(("template", template(wrapped), template(wraps)))
+    if template(wrapped) == template(wraps):  # else it goes without saying that pairs are wrapped otherwise, too
+        pairs.append(("template of a pair", template(wrapped, "pair"), template(wraps, "pair")))
     pairs += [(key, before.get(key), None) for key in ("truncation", "padding")]
     config = read(source / "tokenizer_config.json")
-    pairs += [(key, spelled(config.get(key)), token) for key, token in SPECIAL_TOKENS.items()]
+    names = named_tokens(config)
+    pairs += [
+        (key, names.get(key), token) for key, token in named_tokens(read(target / "tokenizer_config.json")).items()
+    ]
     pairs.append(("model_input_names", config.get("model_input_names"), MODEL_INPUT_NAMES))
     return [f"{what}: {str(old)[:TOLD]} -> {new}" for what, old, new in pairs if old != new]
-
-
-def spelled(token: str | dict[str, Any] | None) -> str | None:
-    """A token of tokenizer_config.json, which may stand there with its properties."""
-    return token["content"] if isinstance(token, dict) else token
 
 
 @errors_in_one_line()

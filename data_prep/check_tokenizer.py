@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from mmbert.command import errors_in_one_line
-from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer
+from mmbert.tokenizer import Tokenizer, load_tokenizer
 
 SPACES = (" a", "a ", "a  a", "a\n\na", "a\t\ta", "a \n a")
 NO_TEXT = {"Cc", "Cn", "Co", "Cs"}  # controls, unassigned, private and surrogate code points
@@ -49,7 +49,7 @@ def spelled(text: str) -> str:
 def description(tokenizer: Tokenizer) -> str:
     """What the program prints."""
     backend = tokenizer.backend
-    special = ", ".join(f"{token} {backend.token_to_id(token)}" for token in SPECIAL_TOKENS.values())
+    special = ", ".join(f"{token} {backend.token_to_id(token)}" for token in tokenizer.special_tokens.values())
     start, inside = (" ".join(backend.encode(text, add_special_tokens=False).tokens) for text in ("word", "a word"))
     lost = lost_texts(tokenizer)
     lines = [

@@ -127,7 +127,8 @@ def encoder(tokenizer: Tokenizer, backend: Backend = "auto") -> Encoder:
             raise ValueError(f"--tokenizer-backend gigatoken: {error}; leave the option out") from None
         return Encoder(tokenizer, f"{plain} ({error})")
     assert found.fast is not None
-    difficult = [text for text in DIFFICULT if found.takes(text)]
+    spelled = "".join(tokenizer.special_tokens.values())
+    difficult = [text for text in [*DIFFICULT, spelled] if found.takes(text)]
     found.check(difficult, found.fast(difficult))
     return found
 

@@ -25,7 +25,7 @@ from data_prep.formats import BrokenInputError
 from data_prep.inputs import InputFile, Inputs, Stream, list_files
 from data_prep.language_codes import canonical
 from mmbert.packing import TokenIds
-from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer
+from mmbert.tokenizer import Tokenizer
 
 INDEX = "index.json"
 COLUMN = "input_ids"
@@ -207,7 +207,8 @@ def _texts(ids: TokenIds, tokenizer: Tokenizer) -> Iterator[TokenIds]:
 
 def _spellings(tokenizer: Tokenizer) -> dict[int, TokenIds]:
     """Id of a special token that text can spell -> ids of its letters."""
-    names = {tokenizer.pad_token_id: SPECIAL_TOKENS["pad_token"], tokenizer.mask_token_id: SPECIAL_TOKENS["mask_token"]}
+    tokens = tokenizer.special_tokens
+    names = {tokenizer.pad_token_id: tokens["pad_token"], tokenizer.mask_token_id: tokens["mask_token"]}
     return dict(zip(names, tokenizer.encode_batch(list(names.values())), strict=True))
 
 

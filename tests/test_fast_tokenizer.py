@@ -19,7 +19,8 @@ from data_prep.formats import read_texts
 from data_prep.inputs import find_inputs
 from data_prep.train_tokenizer import train
 from mmbert.packing import TokenIds
-from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, load_tokenizer, save_tokenizer
+from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, adopt_tokenizer, load_tokenizer, save_tokenizer
+from tests.published_tokenizers import modernbert_like
 from tests.test_tokenizer import TEXTS, UNSEEN
 
 GEMMA2 = [Path("data/tokenizer-gemma2"), Path("data/demo-gemma2/tokenizer")]
@@ -92,6 +93,21 @@ def test_gemma2_gives_the_same_ids_in_every_language_of_the_demo(path: Path) -> 
         pytest.skip("python -m data_prep.gemma2 and make demo make it")
     files = [file for of_stream in find_inputs(str(DEMO_TEXT), "udhr").values() for file in of_stream]
     assert_same_ids(encoder(load_tokenizer(path), "gigatoken"), [text for file in files for text in read_texts(file)])
+
+
+def test_the_special_tokens_are_compared_as_the_tokenizer_spells_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = adopt_tokenizer(modernbert_like(tmp_path / "source", TEXTS), tmp_path / "tokenizer")
+
+    def fast(texts: list[str]) -> list[TokenIds]:
+        """A text that spells [MASK] gains one."""
+        masked = np.array([tokenizer.mask_token_id], np.uint32)
+        return [masked if "[MASK]" in text else tokenizer.encode_batch([text])[0] for text in texts]
+
+    monkeypatch.setattr(fast_tokenizer, "load_gigatoken", lambda _: Encoder(tokenizer, "another", fast))
+    with pytest.raises(ValueError, match=rf"another gives the ids \[{tokenizer.mask_token_id}\]"):
+        encoder(tokenizer)
 
 
 def test_gigatoken_starts_no_threads(own: Tokenizer) -> None:

@@ -17,8 +17,9 @@ from data_prep.formats import BrokenInputError
 from data_prep.from_mds import find_mds_inputs, read_token_documents
 from data_prep.train_tokenizer import train
 from mmbert.packing import TokenIds
-from mmbert.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from mmbert.tokenizer import Tokenizer, adopt_tokenizer, load_tokenizer, save_tokenizer
 from tests.conftest import Corpus, write_text
+from tests.published_tokenizers import modernbert_like
 
 PIECE = "split_{}-tokenized-chunked-8192-512-32-backfill-nodups"
 COLUMNS = {"input_ids": "ndarray:uint32", "id": "str"}
@@ -112,6 +113,15 @@ def test_a_sample_of_several_documents_is_cut_and_a_spelled_token_is_text(tmp_pa
     assert_same(list(read_token_documents(tmp_path / "a", tokenizer)), expected)
     assert tokenizer.backend.decode(expected[1].tolist()) == "mu pade<mask>dabe gilo<pad>"
     assert len(spelled) > 4  # and data_prep.prepare makes letters of them, too
+
+
+def test_a_token_is_spelled_as_its_tokenizer_spells_it(tmp_path: Path) -> None:
+    source = modernbert_like(tmp_path / "source", ["dabe gilo mu pade"])
+    tokenizer = adopt_tokenizer(source, tmp_path / "tokenizer")
+    first, mask, pad = tokenizer.encode_batch(["dabe gilo", "[MASK]", "[PAD]"])
+    ids = (tokenizer.bos_token_id, *first, tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    write_mds(tmp_path / "a", [np.array(ids, np.uint32)])
+    assert_same(list(read_token_documents(tmp_path / "a", tokenizer)), [np.concatenate([first, mask, pad])])
 
 
 def test_shards_are_read_one_at_a_time(tmp_path: Path, tokenizer: Tokenizer, documents: list[TokenIds]) -> None:

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from data_prep.inputs import find_inputs
+from data_prep.prepare import prepare as prepare_rows
+from data_prep.work import Settings
 from mmbert import convert_to_hf, import_from_hf
 from mmbert.checkpoint import load_moments, newest_checkpoint, read_state
 from mmbert.config import OptimizerConfig, load_config
@@ -16,8 +20,10 @@ from mmbert.import_from_hf import main
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.published_model import CARRIED, FIXED, model_config
-from mmbert.tokenizer import load_tokenizer
+from mmbert.tokenizer import adopt_tokenizer, load_tokenizer
+from tests.conftest import Corpus, write_text
 from tests.published_models import INDEX, config_of, publish, refused, take, weights_of
+from tests.published_tokenizers import modernbert_like
 from tests.training_runs import prepare, train
 from tests.training_runs import write_yamls as write_run_yamls
 
@@ -104,6 +110,35 @@ def test_training_continues_from_it_with_the_loss_that_it_would_have_had(
         assert mine[0][key] == theirs[0][key]
     assert len(mine) == len(theirs)
     assert mine[0]["optimizer_step"] == 1 < theirs[0]["optimizer_step"]
+
+
+def test_a_modernbert_goes_on_with_its_own_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its tokenizer is adopted, text prepared with it, training continues, and the result reads texts as it did."""
+    (tmp_path / "text").mkdir()
+    texts = write_text(tmp_path / "text")
+    ids = {"unk_token_id": 501, "cls_token_id": 502, "sep_token_id": 503, "pad_token_id": 504, "mask_token_id": 505}
+    hub = publish(tmp_path, **ids, bos_token_id=502, eos_token_id=503, local_rope_theta=10_000.0)
+    modernbert_like(hub, texts)
+    tokenizer = adopt_tokenizer(hub, tmp_path / "tokenizer").folder
+    settings = Settings(str(tmp_path / "rows"), str(tokenizer), row_length=64)
+    prepare_rows(settings, find_inputs(str(tmp_path / "text"), "invented"), workers=1)
+    capsys.readouterr()
+    take(hub, tokenizer)
+    write_run_yamls(tmp_path, Corpus(tokenizer, dict.fromkeys((64, 128), tmp_path / "rows")))
+    (tmp_path / "mine.yaml").write_text("extends: [base.yaml]\nname: mine\n" + capsys.readouterr().out)
+    outcome = train([tmp_path / "mine.yaml", "duration=1500"], tmp_path / "steps.jsonl")
+    assert outcome.exit_code == 0, outcome.output
+    run, output = tmp_path / "runs" / "mine", tmp_path / "hf"
+    convert_to_hf.main(["--checkpoint", str(run), "--output", str(output), "--prompt", f"{texts[0]} [MASK]"])
+    assert capsys.readouterr().out.count("%") == 5
+    with pytest.raises(SystemExit, match=r"has 0 times \[MASK\]; write it once"):
+        convert_to_hf.main(["--checkpoint", str(run), "--output", str(output), "--prompt", "dabe <mask>"])
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (hub, output))
+    for text in (*texts[:20], "dabe [MASK] gilo"):
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+    config = json.loads((output / "config.json").read_text())
+    for role in ("cls_token", "sep_token", "pad_token"):
+        assert config[f"{role}_id"] == getattr(after, f"{role}_id") == ids[f"{role}_id"]
 
 
 def test_links_as_in_the_cache_of_hugging_face_are_followed(tmp_path: Path, corpus: Any) -> None:

@@ -219,10 +219,10 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
 
 @torch.no_grad()
 def fill_mask(folder: Path, prompt: str, top_k: int) -> list[tuple[str, float]]:
-    """The likeliest tokens for the one <mask> of `prompt`, with their probabilities, likeliest first.
+    """The likeliest tokens for the one mask of `prompt`, with their probabilities, likeliest first.
 
     Raises:
-        ValueError: the prompt has no <mask>, or several.
+        ValueError: the prompt has no mask, spelled as the tokenizer does it, or several.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     inputs = tokenizer(prompt, return_tensors="pt")
@@ -242,7 +242,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run: its newest one")
     parser.add_argument("--output", type=Path, required=True, help="folder to write, or to replace if written by this")
     parser.add_argument("--tokenizer", type=Path, help="the run's tokenizer, if it was moved")
-    parser.add_argument("--prompt", help="text with one <mask>: print the 5 likeliest tokens")
+    parser.add_argument("--prompt", help="text with one <mask>, or what the tokenizer calls it: print 5 likely tokens")
     return parser.parse_args(arguments)
 
 

@@ -3,7 +3,9 @@
 A tokenizer folder holds `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, so that
 `transformers.AutoTokenizer` loads it too, and keeps this contract:
 
-* `<pad> <eos> <bos> <unk> <mask>` are special tokens (ids 0 to 4 in Gemma 2's vocabulary and in the demo's);
+* tokenizer_config.json names a special token for each of five roles. Here and in all that is written they are called
+  `<pad> <eos> <bos> <unk> <mask>`, as in Gemma 2's vocabulary and in the demo's, where their ids are 0 to 4. ModernBERT
+  spells them `[PAD] [SEP] [CLS] [UNK] [MASK]`;
 * the template is `<bos> A <eos>`, and `<bos> A <eos> <bos> B <eos>` for a pair: what packed training rows hold;
 * `<mask>` swallows the spaces on its left (`lstrip`). A word's token carries the space before it, so "born <mask>
   and" must become `born`, `<mask>`, ` and`, as in training. Without lstrip it becomes `born`, ` `, `<mask>`,
@@ -35,6 +37,15 @@ SPECIAL_TOKENS = {
     "unk_token": "<unk>",
     "mask_token": "<mask>",
 }
+"""Role -> token, as data preparation names them where a vocabulary has no names yet."""
+SOURCE_KEYS = {
+    "pad_token": ("pad_token",),
+    "eos_token": ("sep_token", "eos_token"),
+    "bos_token": ("cls_token", "bos_token"),
+    "unk_token": ("unk_token",),
+    "mask_token": ("mask_token",),
+}
+"""Role -> under which keys another's tokenizer_config.json may name its token."""
 VOCABULARY_PADDING = 128
 """A model's embeddings may be padded to a multiple of 64 or 128 rows; more rows have tokens of another tokenizer."""
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
@@ -70,6 +81,11 @@ class Tokenizer:
                 (self.pad_token_id, self.eos_token_id, self.bos_token_id, self.unk_token_id, self.mask_token_id)
             )
         )
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Role, a key of SPECIAL_TOKENS -> how this vocabulary spells its token."""
+        return {role: self.backend.id_to_token(getattr(self, f"{role}_id")) for role in SPECIAL_TOKENS}
 
     @property
     def prefix_space(self) -> bool:
@@ -110,8 +126,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     _, config = _read(folder, "tokenizer_config.json")
     _read(folder, "special_tokens_map.json")
     backend = _backend(folder / "tokenizer.json", spec_bytes.decode())
-    ids = _special_ids(folder / "tokenizer.json", spec)
-    _check_template(folder / "tokenizer.json", backend, ids["bos_token"], ids["eos_token"])
+    named = named_tokens(config)
+    if missing := [role for role in SPECIAL_TOKENS if role not in named]:
+        raise ValueError(f"{folder / 'tokenizer_config.json'} names no {', no '.join(missing)}; {REMEDY}")
+    tokens = {role: named[role] for role in SPECIAL_TOKENS}
+    _check_distinct(folder / "tokenizer_config.json", tokens)
+    ids = _special_ids(folder / "tokenizer.json", spec, tokens)
+    _check_template(folder / "tokenizer.json", backend, tokens, ids)
     names = config.get("model_input_names")
     if names != MODEL_INPUT_NAMES:
         raise ValueError(
@@ -133,52 +154,57 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def adopt_tokenizer(source: Path, target: Path) -> Tokenizer:
-    """Copy any folder that holds a tokenizer.json, Gemma 2's included, to one that keeps the contract.
+    """Copy any folder that holds a tokenizer.json, Gemma 2's and ModernBERT's included, to one that keeps the contract.
 
     The vocabulary and its ids stay as they are.
 
     Raises:
         FileNotFoundError: `source` holds no tokenizer.json.
-        ValueError: its vocabulary lacks one of the five special tokens.
+        ValueError: it has no token for one of the five roles, or one for two of them.
         FileExistsError: `target` exists with other content.
     """
     _, spec = _read(source, "tokenizer.json")
-    return save_tokenizer(spec, target, origin=source / "tokenizer.json")
+    return save_tokenizer(spec, target, source / "tokenizer.json", _source_tokens(source, spec))
 
 
-def save_tokenizer(spec: dict[str, Any], target: Path, origin: Path) -> Tokenizer:
+def save_tokenizer(
+    spec: dict[str, Any], target: Path, origin: Path, special_tokens: dict[str, str] = SPECIAL_TOKENS
+) -> Tokenizer:
     """Write `spec`, a parsed tokenizer.json, to the folder `target` so that it keeps the contract.
 
     Args:
         spec: what tokenizer.json holds.
         target: the folder to make.
         origin: where `spec` comes from, for error messages.
+        special_tokens: role -> token, and what else tokenizer_config.json shall name.
     """
     added = _added_tokens(origin, spec)
-    missing = [token for token in SPECIAL_TOKENS.values() if token not in added]
+    missing = [token for token in dict.fromkeys(special_tokens.values()) if token not in added]
     if missing:
         raise ValueError(f"{origin}: added_tokens lacks {' '.join(missing)}; add them, or take another tokenizer")
-    for token in SPECIAL_TOKENS.values():
-        is_mask = token == SPECIAL_TOKENS["mask_token"]
+    _check_distinct(origin, special_tokens)
+    for token in special_tokens.values():
+        is_mask = token == special_tokens["mask_token"]
         added[token] = added[token] | {"special": True, "normalized": False, "lstrip": is_mask}
         if is_mask:  # it takes no space on its right, and may touch a word
             added[token] |= {"rstrip": False, "single_word": False}
+    bos, eos = special_tokens["bos_token"], special_tokens["eos_token"]
     spec = spec | {
         "truncation": None,
         "padding": None,
         "added_tokens": list(added.values()),
-        "post_processor": _template(added["<bos>"]["id"], added["<eos>"]["id"]),
+        "post_processor": _template({bos: added[bos]["id"], eos: added[eos]["id"]}),
     }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": MODEL_INPUT_NAMES,
         "clean_up_tokenization_spaces": False,
-        **SPECIAL_TOKENS,
+        **special_tokens,
     }
     files = {
         "tokenizer.json": json.dumps(spec, ensure_ascii=False).encode(),
         "tokenizer_config.json": _pretty(config),
-        "special_tokens_map.json": _pretty(SPECIAL_TOKENS),
+        "special_tokens_map.json": _pretty(special_tokens),
     }
     _backend(origin, files["tokenizer.json"].decode())  # before anything is written
     publish_files(target, files)
@@ -189,23 +215,66 @@ def _pretty(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def _template(bos: int, eos: int) -> dict[str, Any]:
-    """The post-processor of tokenizer.json that writes `<bos> A <eos>` and `<bos> A <eos> <bos> B <eos>`."""
+def named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """Key -> token of a tokenizer_config.json, `mask_token` say; there a token may stand with its properties."""
+    values = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items()}
+    return {key: value for key, value in values.items() if key.endswith("_token") and isinstance(value, str)}
+
+
+def _source_tokens(source: Path, spec: dict[str, Any]) -> dict[str, str]:
+    """Role -> token of a tokenizer that may have other names than ours, for `save_tokenizer`.
+
+    What a BERT calls cls and sep stands around a text; Gemma 2 calls that bos and eos, and XLM-R has both names for
+    both. Of a tokenizer with a `<cls>` and another `<s>`, that one is taken which its own template writes; if that
+    writes neither, cls and sep, which only encoders have. Users of a BERT ask for `tokenizer.cls_token`: where these
+    two names were they stay, for the tokens that now stand around a text.
+    """
+    origin = source / "tokenizer.json"
+    added = _added_tokens(origin, spec)
+    lacking = [token for token in SPECIAL_TOKENS.values() if token not in added]
+    if not lacking:
+        return SPECIAL_TOKENS
+    files = ("special_tokens_map.json", "tokenizer_config.json")
+    named: dict[str, str] = {}
+    for name in files:  # the second is the newer kind of file, and goes before
+        if (source / name).is_file():
+            named |= named_tokens(_read(source, name)[1])
+    if missing := [" or ".join(keys) for keys in SOURCE_KEYS.values() if not named.keys() & set(keys)]:
+        raise ValueError(
+            f"{origin}: added_tokens lacks {' '.join(lacking)}, and {' and '.join(files)} beside it name no "
+            f"{', no '.join(missing)}; name them there, or take another tokenizer"
+        )
+    written = _backend(origin, json.dumps(spec)).encode("").tokens
+    tokens = {}
+    for role, keys in SOURCE_KEYS.items():
+        choice = [named[key] for key in keys if key in named]
+        tokens[role] = next((token for token in choice if token in written), choice[0])
+    for key, role in (("cls_token", "bos_token"), ("sep_token", "eos_token")):
+        if key in named:
+            tokens[key] = tokens[role]
+    return tokens
+
+
+def _template(ids: dict[str, int]) -> dict[str, Any]:
+    """The post-processor of tokenizer.json that writes `<bos> A <eos>` and `<bos> A <eos> <bos> B <eos>`.
+
+    Args:
+        ids: token -> id, of these two in this order.
+    """
+    bos, eos = ids
 
     def wrapped(sequence: str) -> list[dict[str, Any]]:
         return [
-            {"SpecialToken": {"id": "<bos>", "type_id": 0}},
+            {"SpecialToken": {"id": bos, "type_id": 0}},
             {"Sequence": {"id": sequence, "type_id": 0}},
-            {"SpecialToken": {"id": "<eos>", "type_id": 0}},
+            {"SpecialToken": {"id": eos, "type_id": 0}},
         ]
 
     return {
         "type": "TemplateProcessing",
         "single": wrapped("A"),
         "pair": wrapped("A") + wrapped("B"),
-        "special_tokens": {
-            token: {"id": token, "ids": [id_], "tokens": [token]} for token, id_ in (("<bos>", bos), ("<eos>", eos))
-        },
+        "special_tokens": {token: {"id": token, "ids": [id_], "tokens": [token]} for token, id_ in ids.items()},
     }
 
 
@@ -233,22 +302,40 @@ def _added_tokens(path: Path, spec: dict[str, Any]) -> dict[str, dict[str, Any]]
     return {token["content"]: token for token in spec["added_tokens"]}
 
 
-def _special_ids(path: Path, spec: dict[str, Any]) -> dict[str, int]:
+def _check_distinct(path: Path, tokens: dict[str, str]) -> None:
+    """Refuse a token that has two roles: of its ids nothing could say which was meant."""
+    roles: dict[str, str] = {}
+    for role in SPECIAL_TOKENS:
+        if tokens[role] in roles:
+            raise ValueError(
+                f"{path}: {roles[tokens[role]]} and {role} are both {tokens[role]}; each needs a token of its own: "
+                "take another tokenizer"
+            )
+        roles[tokens[role]] = role
+
+
+def _special_ids(path: Path, spec: dict[str, Any], tokens: dict[str, str]) -> dict[str, int]:
     """Role -> id of the five special tokens, each checked."""
     added = _added_tokens(path, spec)
-    for token in SPECIAL_TOKENS.values():
+    for token in tokens.values():
         if token not in added or not added[token]["special"]:
             raise ValueError(f"{path}: {token} is not a special token; {REMEDY}")
-    if not added[SPECIAL_TOKENS["mask_token"]]["lstrip"]:
-        raise ValueError(f"{path}: <mask> has lstrip false, must be true; {REMEDY}")
-    return {role: added[token]["id"] for role, token in SPECIAL_TOKENS.items()}
+    mask = tokens["mask_token"]
+    if not added[mask]["lstrip"]:
+        raise ValueError(f"{path}: {mask} has lstrip false, must be true; {REMEDY}")
+    return {role: added[token]["id"] for role, token in tokens.items()}
 
 
-def _check_template(path: Path, backend: tokenizers.Tokenizer, bos: int, eos: int) -> None:
+def _check_template(
+    path: Path, backend: tokenizers.Tokenizer, tokens: dict[str, str], ids: dict[str, int]
+) -> None:
     text = backend.encode("a", add_special_tokens=False).ids
-    wrapped = [bos, *text, eos]
+    wrapped = [ids["bos_token"], *text, ids["eos_token"]]
     if backend.encode("a").ids != wrapped or backend.encode("a", "a").ids != wrapped * 2:
-        raise ValueError(f"{path}: the template is not <bos> A <eos> (pair: <bos> A <eos> <bos> B <eos>); {REMEDY}")
+        bos, eos = tokens["bos_token"], tokens["eos_token"]
+        raise ValueError(
+            f"{path}: the template is not {bos} A {eos} (pair: {bos} A {eos} {bos} B {eos}); {REMEDY}"
+        )
 
 
 def _vocab_size(path: Path, backend: tokenizers.Tokenizer) -> int:
