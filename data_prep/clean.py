@@ -23,6 +23,7 @@ from typing import Any
 from data_prep.batches import batches
 from data_prep.clean_filters import QUALITY, Cleaning, check_known, read_thresholds
 from data_prep.clean_language import Job, filter_part, finish_language, finished
+from data_prep.documents import add_cutting_options
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.parallel import spread
 from mmbert.atomic import make_folder, remove
@@ -44,6 +45,8 @@ def make_jobs(arguments: argparse.Namespace, cleaning: Cleaning, inputs: Inputs)
         if cleaning.thresholds:  # what they say decides, not where they lie
             settings["thresholds"] = read_thresholds(Path(cleaning.thresholds), language) or {}
         decides = [version("datatrove"), settings, model, arguments.text_key, arguments.keep_dropped]
+        if arguments.whole_txt:  # else the digests of what was cleaned before there was this option stay as they are
+            decides.append("whole_txt")
         digest = sha256(json.dumps([*decides, [asdict(file) for file in files]]).encode()).hexdigest()
         jobs.append(
             Job(
@@ -51,6 +54,7 @@ def make_jobs(arguments: argparse.Namespace, cleaning: Cleaning, inputs: Inputs)
                 language=language,
                 cleaning=cleaning,
                 text_key=arguments.text_key,
+                whole_txt=arguments.whole_txt,
                 keep_dropped=arguments.keep_dropped,
                 parts=tuple(map(tuple, batches(files, attrgetter("size"), PART_BYTES))),
                 digest=digest,
@@ -124,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--input", required=True, help="text folder, as for data_prep.prepare")
     parser.add_argument("--output", type=Path, required=True, help="folder to make; its `text` is for prepare")
     parser.add_argument("--language", help="of all the text (default: the names of files and folders say it)")
-    parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
+    add_cutting_options(parser)
     parser.add_argument("--minhash", action="store_true", help="drop near duplicates within a language")
     parser.add_argument("--quality", nargs="+", choices=QUALITY, default=(), help="filters of quality")
     parser.add_argument("--thresholds", metavar="FOLDER", help="FineWeb2's `configs`: thresholds of each language")

@@ -52,6 +52,7 @@ class Job:
     language: str
     cleaning: Cleaning
     text_key: str
+    whole_txt: bool
     keep_dropped: bool
     parts: tuple[tuple[InputFile, ...], ...]
     digest: str
@@ -164,7 +165,7 @@ def filter_part(job: Job, number: int) -> None:
 def documents_of(job: Job, number: int) -> Iterator[Document]:
     """All documents of a part's files, in their order."""
     for file in job.parts[number]:
-        for text in read_texts(file, job.text_key):
+        for text in read_texts(file, job.text_key, job.whole_txt):
             yield Document(text, id="")
 
 

@@ -22,10 +22,9 @@ from data_prep.batches import batches
 from data_prep.count_figure import draw_counts
 from data_prep.count_table import counts_table
 from data_prep.counts import Counts, counts_csv, total
+from data_prep.documents import Reading, add_reading_options, chosen_reading, text_documents
 from data_prep.fast_tokenizer import BACKENDS, Backend, Encoder, encoder
-from data_prep.formats import read_texts
 from data_prep.inputs import InputFile, Inputs, Stream, find_inputs
-from data_prep.normalise import normalise
 from data_prep.parallel import spread
 from data_prep.split import document_hash
 from data_prep.train_tokenizer import BYTE_TOKENS
@@ -48,7 +47,7 @@ class Settings:
     tokenizers: tuple[Path, ...]
     backend: Backend
     heldout_rate: float
-    text_key: str
+    reading: Reading
 
 
 def count_file(file: InputFile, settings: Settings) -> list[Counts]:
@@ -63,9 +62,8 @@ def count_file(file: InputFile, settings: Settings) -> list[Counts]:
 
 
 def documents_of(file: InputFile, settings: Settings) -> Iterator[str]:
-    """The documents of a file, normalised as `prepare` does it."""
-    for text in read_texts(file, settings.text_key):
-        document = normalise(text)
+    """The documents of a file that hold text and are counted."""
+    for document in text_documents(file, settings.reading):
         if document and not (settings.heldout_rate and document_hash(document) < settings.heldout_rate):
             yield document
 
@@ -147,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for counts.csv and counts.png")
     parser.add_argument("--source", default="mine", help="name of the corpus (default: %(default)s)")
     parser.add_argument("--language", help="of all the text, where its names say none")
-    parser.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
+    add_reading_options(parser)
     parser.add_argument("--heldout-rate", type=float, default=0.0, help="leave out what prepare holds out at this rate")
     parser.add_argument("--tokenizer-backend", choices=BACKENDS, default="auto", help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
@@ -166,7 +164,7 @@ def count_text(arguments: argparse.Namespace) -> Tables:
         raise ValueError(f"--tokenizer {' '.join(names) or 'is missing'}: give one, or several of different names")
     for folder in folders:
         print(f"{folder}: encoded by {loaded(folder, arguments.tokenizer_backend)[0].description}")
-    settings = Settings(folders, arguments.tokenizer_backend, arguments.heldout_rate, arguments.text_key)
+    settings = Settings(folders, arguments.tokenizer_backend, arguments.heldout_rate, chosen_reading(arguments))
     inputs = find_inputs(arguments.input, arguments.source, arguments.language)
     tables = count_inputs(inputs, settings, arguments.workers)
     if empty := sorted("/".join(stream) for stream in inputs.keys() - tables[names[0]].keys()):

@@ -16,10 +16,10 @@ import numpy as np
 import zstandard
 
 from data_prep.batches import batches
-from data_prep.formats import BrokenInputError, read_texts
+from data_prep.documents import text_documents
+from data_prep.formats import BrokenInputError
 from data_prep.from_mds import read_token_documents
 from data_prep.inputs import InputFile
-from data_prep.normalise import normalise
 from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load
 from mmbert.atomic import fsync, make_folder, write_file
 from mmbert.file_contents import parse_object
@@ -70,8 +70,7 @@ def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
 
 def texts(file: InputFile, settings: Settings) -> Iterator[bytes]:
     """The texts of a file."""
-    for text in read_texts(file, settings.text_key, settings.whole_txt):
-        yield (normalise(text) if settings.normalise else text).encode()
+    return (document.encode() for document in text_documents(file, settings.reading))
 
 
 def ids(file: InputFile, settings: Settings) -> Iterator[bytes]:

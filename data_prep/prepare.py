@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
 from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
@@ -163,9 +164,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=local_folder, required=True, help="shards folder")
     parser.add_argument("--heldout-rate", type=float, default=0.1, help="share held out (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
-    parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
-    parser.add_argument("--whole-txt", action="store_true", help="a .txt is one document, not one between blank lines")
-    parser.add_argument("--keep-spelling", action="store_true", help="do not normalise the text")
+    add_reading_options(parser)
     parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     parser.add_argument("--slurm", metavar="PARTITION", help="submit job arrays instead of working here")
@@ -183,6 +182,7 @@ def main() -> None:
     if arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
     inputs = chosen_inputs(arguments)
+    reading = chosen_reading(arguments)
     settings = Settings(
         output=str(arguments.output),
         tokenizer=arguments.tokenizer,
@@ -191,9 +191,9 @@ def main() -> None:
         seed=arguments.seed,
         backend=arguments.tokenizer_backend,
         reader="mds" if arguments.mds else "text",
-        text_key=arguments.text_key,
-        whole_txt=arguments.whole_txt,
-        normalise=not arguments.keep_spelling,
+        text_key=reading.text_key,
+        whole_txt=reading.whole_txt,
+        normalise=reading.normalise,
         distinct=not arguments.keep_duplicates,
     )
     work = plan(settings, inputs)

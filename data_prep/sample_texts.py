@@ -9,9 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from data_prep.formats import read_texts
+from data_prep.documents import Reading, text_documents
 from data_prep.inputs import InputFile, Inputs, Stream
-from data_prep.normalise import normalise
 from data_prep.parallel import spread
 from data_prep.split import document_hash
 from mmbert.mixture import Floats, Integers, bounded_shares, temperature_shares
@@ -51,17 +50,15 @@ def sample_rates(characters: Integers, tau: float, budget: int) -> Floats:
     return np.minimum(shares / caps, 1.0)
 
 
-def read_documents(file: InputFile, text_key: str) -> Iterator[tuple[float, str]]:
-    """Hash and text of each document, normalised as `prepare` does it; empty ones are left out."""
-    for text in read_texts(file, text_key):
-        if document := normalise(text):
-            yield document_hash(document), document
+def hashed_documents(file: InputFile, reading: Reading) -> Iterator[tuple[float, str]]:
+    """Hash and text of each document; empty ones are left out."""
+    return ((document_hash(document), document) for document in text_documents(file, reading) if document)
 
 
-def measure(file: InputFile, text_key: str) -> Size:
+def measure(file: InputFile, reading: Reading) -> Size:
     """The size of one file."""
     size = Size()
-    for hash_, document in read_documents(file, text_key):
+    for hash_, document in hashed_documents(file, reading):
         size += Size(1, len(document), hash_, hash_)
     return size
 
@@ -80,21 +77,21 @@ class Choice:
         return hash_ == self.size.largest or (hash_ >= 1.0 - self.rate and not is_heldout)
 
 
-def choose(task: tuple[InputFile, Choice], text_key: str) -> dict[float, str]:
+def choose(task: tuple[InputFile, Choice], reading: Reading) -> dict[float, str]:
     """Hash -> text of the documents of one file that are taken."""
     file, choice = task
-    return {hash_: document for hash_, document in read_documents(file, text_key) if choice.takes(hash_)}
+    return {hash_: document for hash_, document in hashed_documents(file, reading) if choice.takes(hash_)}
 
 
 def sample_texts(
-    inputs: Inputs, tau: float, budget: int, heldout_rate: float, text_key: str = "text", workers: int = 1
+    inputs: Inputs, tau: float, budget: int, heldout_rate: float, reading: Reading, workers: int = 1
 ) -> tuple[dict[Stream, Size], dict[Stream, list[str]]]:
     """What there is of each stream, and the documents taken of it, each once, by file and their order in it.
 
     Args:
         tau: temperature exponent, as in mmbert.mixture.
         budget: characters to take, about; everything where there is no more.
-        heldout_rate: as for `prepare`; nothing held out is taken.
+        heldout_rate, reading: as for `prepare`; nothing that it holds out is taken.
         workers: processes.
 
     Raises:
@@ -102,7 +99,7 @@ def sample_texts(
     """
     files = [(stream, file) for stream, of_stream in inputs.items() for file in of_stream]
     sizes = dict.fromkeys(inputs, Size())
-    found = spread(partial(measure, text_key=text_key), [file for _, file in files], workers, "count")
+    found = spread(partial(measure, reading=reading), [file for _, file in files], workers, "count")
     for (stream, _), size in zip(files, found, strict=True):
         sizes[stream] += size
     if empty := ["/".join(stream) for stream, size in sizes.items() if not size.documents]:
@@ -114,7 +111,7 @@ def sample_texts(
     }
     texts: dict[Stream, dict[float, str]] = {stream: {} for stream in inputs}
     tasks = [(file, choices[stream]) for stream, file in files]
-    taken = spread(partial(choose, text_key=text_key), tasks, workers, "read")
+    taken = spread(partial(choose, reading=reading), tasks, workers, "read")
     for (stream, _), documents in zip(files, taken, strict=True):
         texts[stream] |= documents
     return sizes, {stream: list(documents.values()) for stream, documents in texts.items()}

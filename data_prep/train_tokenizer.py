@@ -23,6 +23,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.inputs import find_inputs
 from data_prep.sample_texts import sample_texts
 from data_prep.split import DEFAULT_HELDOUT_RATE
@@ -109,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--characters", type=int, default=100_000_000, help="to train on (default: %(default)s)")
     parser.add_argument("--tau", type=float, default=0.3, help="shares are p ~ n^tau (default: %(default)s)")
     parser.add_argument("--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="as for data_prep.prepare")
-    parser.add_argument("--text-key", default="text", help="key or column of the text (default: %(default)s)")
+    add_reading_options(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     return parser.parse_args()
 
@@ -122,7 +123,7 @@ def main() -> None:
         arguments.tau,
         arguments.characters,
         arguments.heldout_rate,
-        arguments.text_key,
+        chosen_reading(arguments),
         arguments.workers,
     )
     texts = [text for of_language in sample.values() for text in of_language]

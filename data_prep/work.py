@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.batches import batches
+from data_prep.documents import Reading
 from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, format_of
 from mmbert.atomic import fsync, make_folder, remove, write_file
@@ -58,6 +59,11 @@ class Settings:
     whole_txt: bool = False
     normalise: bool = True
     distinct: bool = True
+
+    @property
+    def reading(self) -> Reading:
+        """How texts are read."""
+        return Reading(self.text_key, self.whole_txt, self.normalise)
 
 
 @dataclass(frozen=True)

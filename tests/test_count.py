@@ -12,6 +12,7 @@ from data_prep import count
 from data_prep.count_figure import draw_counts
 from data_prep.count_table import FEW, counts_table
 from data_prep.counts import Counts, Stream, by_script, counts_csv, mean_tokens_per_word, total
+from data_prep.documents import Reading
 from data_prep.inputs import find_inputs
 from data_prep.split import document_hash
 from data_prep.train_tokenizer import train
@@ -37,7 +38,7 @@ def write(path: Path, texts: list[str]) -> None:
 
 
 def settings(tokenizer: Path, **changes: object) -> count.Settings:
-    return replace(count.Settings((tokenizer,), "tokenizers", 0.0, "text"), **changes)
+    return replace(count.Settings((tokenizer,), "tokenizers", 0.0, Reading()), **changes)
 
 
 def counted(folder: Path, tokenizer: Path, workers: int = 1, **changes: object) -> dict[Stream, Counts]:

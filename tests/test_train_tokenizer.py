@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep import train_tokenizer
+from data_prep.documents import Reading
 from data_prep.inputs import Inputs, find_inputs
 from data_prep.normalise import normalise
 from data_prep.sample_texts import FLOOR, sample_rates, sample_texts
@@ -66,7 +67,7 @@ def write(folder: Path, corpus: Corpus, files: int = 1) -> Inputs:
 
 
 def taken(inputs: Inputs, tau: float = 0.3, budget: int = 10**9, workers: int = 1) -> dict[str, list[str]]:
-    _, texts = sample_texts(inputs, tau, budget, heldout_rate=0.1, workers=workers)
+    _, texts = sample_texts(inputs, tau, budget, 0.1, Reading(), workers)
     return {language: each for (_, language), each in texts.items()}
 
 
