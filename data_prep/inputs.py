@@ -1,9 +1,11 @@
 """Which files hold the text of which stream: a folder of one language, or a tree of many."""
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.language_codes import canonical
 from mmbert.manifest import NAME
@@ -63,9 +65,9 @@ def list_files(location: str) -> dict[str, InputFile]:
     """Path below the location -> file; hidden ones are the system's. A single file stands for itself, by its name.
 
     Raises:
-        FileNotFoundError: no such location.
+        FileNotFoundError: no such location, or a link below it leads nowhere.
     """
-    system, root = fsspec.core.url_to_fs(location)
+    system, root = file_system(location)
     try:
         info = system.info(root)
     except FileNotFoundError:
@@ -75,13 +77,48 @@ def list_files(location: str) -> dict[str, InputFile]:
         infos, prefix = {root: info}, root.rpartition("/")[0] + "/"
     else:
         infos = system.find(root, detail=True)
+    relatives = {path: path.removeprefix(prefix) for path in infos}
+    shown = {path: infos[path] for path, name in relatives.items() if "/." not in f"/{name}"}
     files = {}
-    for path, details in infos.items():
-        relative = path.removeprefix(prefix)
-        if not any(part.startswith(".") for part in relative.split("/")):
-            name = path if location == root or "://" not in location else system.unstrip_protocol(path)
-            files[relative] = InputFile(name, details["size"], stamp_of(name, details))
+    for path, details in files_alone(shown).items():
+        name = path if location == root or "://" not in location else system.unstrip_protocol(path)
+        files[relatives[path]] = InputFile(name, details["size"], stamp_of(name, details))
     return files
+
+
+def file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that a location is of, and its path there; of a local one links are followed."""
+    system, path = fsspec.core.url_to_fs(location)
+    return LinkedFiles() if isinstance(system, LocalFileSystem) else system, path
+
+
+class LinkedFiles(LocalFileSystem):
+    """The local file system, where a link is listed as what it leads to: fsspec's lists it as neither file nor folder.
+
+    A link to a folder that it lies in stays what it is, for listing that folder would not end.
+    """
+
+    def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
+        infos = super().ls(path, detail=True, **options)
+        for info in infos:
+            if info["islink"] and os.path.exists(info["name"]) and not _leads_up(info["name"]):
+                info.update(self.info(info["name"]))
+        return infos if detail else [info["name"] for info in infos]
+
+
+def _leads_up(link: str) -> bool:
+    """Whether a link leads to a folder that it lies in, be it by way of other links."""
+    target = os.path.realpath(link)
+    above = {os.path.realpath(folder) for folder in Path(link).parents}
+    return any(folder == target or folder.startswith(target.rstrip("/") + "/") for folder in above)
+
+
+def files_alone(infos: dict[str, Any]) -> dict[str, Any]:
+    """The files of a listing; FileNotFoundError names a link that leads nowhere."""
+    links = (path for path, info in infos.items() if info.get("islink"))  # such as only a local folder has
+    if broken := next((path for path in links if not os.path.exists(path)), None):
+        raise FileNotFoundError(f"{broken} is a link to nowhere: mend it, or remove it")
+    return {path: info for path, info in infos.items() if info["type"] == "file"}
 
 
 def stamp_of(path: str, details: dict[str, Any]) -> str:

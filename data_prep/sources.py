@@ -6,7 +6,6 @@ Files are listed here, with size and stamp, and later read piece by piece, where
 URL, or below a mirror, a folder (or URL of fsspec) that holds `<repository>/<path in the repository>`.
 """
 import difflib
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from omegaconf import OmegaConf
 
-from data_prep.inputs import InputFile, Inputs, Stream, format_of, stamp_of
+from data_prep.inputs import InputFile, Inputs, Stream, file_system, files_alone, format_of, stamp_of
 from data_prep.language_codes import canonical
 from mmbert.config import load_config
 from mmbert.recipe_table import BASE, table
@@ -130,9 +128,7 @@ def hf_inputs(
 
 def matching_inputs(root: str, corpus: Corpus, languages: Sequence[str] | None) -> Inputs:
     """The files below `root` that belong to a corpus, by stream; see `corpus_inputs`."""
-    system, path = fsspec.core.url_to_fs(root)
-    if isinstance(system, LocalFileSystem):
-        system = LinkedFiles()
+    system, path = file_system(root)
     listing = Listing(system, path.rstrip("/"), root)
     wanted = None if languages is None else {canonical(code) for code in languages}
     if LANGUAGE in corpus.files and (wanted is None or len(wanted) > FEW):
@@ -158,27 +154,6 @@ def patterns(listing: "Listing", corpus: Corpus) -> Iterator[tuple[str, str]]:
         if not any(fnmatch(folder, pattern) for pattern in corpus.leave_out):
             name = canonical(folder)
             yield name.partition("_")[0] if corpus.join_scripts else name, above + folder + below
-
-
-class LinkedFiles(LocalFileSystem):
-    """The local file system, where a link is listed as what it leads to: fsspec's lists it as neither file nor folder.
-
-    A link to a folder that it lies in stays what it is, for listing that folder would not end.
-    """
-
-    def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
-        infos = super().ls(path, detail=True, **options)
-        for info in infos:
-            if info["islink"] and os.path.exists(info["name"]) and not _leads_up(info["name"]):
-                info.update(self.info(info["name"]))
-        return infos if detail else [info["name"] for info in infos]
-
-
-def _leads_up(link: str) -> bool:
-    """Whether a link leads to a folder that it lies in, be it by way of other links."""
-    target = os.path.realpath(link)
-    above = {os.path.realpath(folder) for folder in Path(link).parents}
-    return any(folder == target or folder.startswith(target.rstrip("/") + "/") for folder in above)
 
 
 @dataclass(frozen=True)
@@ -211,10 +186,7 @@ class Listing:
         else:
             found = self.system.glob(f"{self.path}/{pattern}", detail=True)
             shown = {path: info for path, info in found.items() if "/." not in path.removeprefix(self.path)}
-            links = (path for path, info in shown.items() if info.get("islink"))  # such as only a local folder has
-            if broken := next((path for path in links if not os.path.exists(path)), None):
-                raise FileNotFoundError(f"{broken} is a link to nowhere")
-            infos = {path: info for path, info in shown.items() if info["type"] == "file"}
+            infos = files_alone(shown)
         if not infos:
             raise FileNotFoundError(f"{self.root}/{pattern}: no such file")
         for path, info in infos.items():

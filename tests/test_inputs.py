@@ -170,6 +170,25 @@ def test_what_holds_no_text_is_refused(tmp_path: Path):
         find_inputs(str(tmp_path), "../x")
 
 
+def test_links_are_what_they_lead_to(tmp_path: Path):
+    text, store = tmp_path / "text", tmp_path / "store"
+    for path in (text / "nno.txt", store / "a" / "1.txt", store / "b.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("some text")
+    (text / "fao").symlink_to(store / "a")
+    (text / "isl.txt").symlink_to(store / "b.txt")
+    (store / "a" / "up").symlink_to(text)  # without an end, were it followed
+    (text / ".old.txt").symlink_to(store / "gone.txt")
+    (tmp_path / "link").symlink_to(text)
+    for location in (text, tmp_path / "link"):
+        found = find_inputs(str(location), "web")
+        assert names(found) == {"fao": ["1.txt"], "isl": ["isl.txt"], "nno": ["nno.txt"]}
+        assert {file.size for files in found.values() for file in files} == {9}
+    (store / "b.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"text/isl.txt is a link to nowhere: mend it, or remove it"):
+        find_inputs(str(text), "web")
+
+
 def test_any_store_of_fsspec_is_read():
     with fsspec.open("memory://bucket/fao/a.txt", "wb") as file:
         file.write(b"a\n\nb")
