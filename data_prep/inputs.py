@@ -139,12 +139,12 @@ def language_of(relative: str, path: str) -> str:
 
 
 def format_of(path: str) -> tuple[str, str | None]:
-    """Format and compression of a file, such as (".jsonl", "zstd").
+    """Format and compression of a file, such as (".jsonl", "zstd"), however its name spells them: `.TXT` is `.txt`.
 
     Raises:
         ValueError: they are none of ours.
     """
-    stem, dot, last = path.rpartition(".")
+    stem, dot, last = path.lower().rpartition(".")
     compression = COMPRESSIONS.get(dot + last)
     suffix = "." + stem.rpartition(".")[2] if compression else dot + last
     if suffix not in FORMATS or (compression and suffix == ".parquet"):

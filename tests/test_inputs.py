@@ -156,6 +156,15 @@ def test_one_language_may_be_a_file_or_a_folder_of_any_names(tmp_path: Path):
         find_inputs(str(tmp_path), "web")
 
 
+@pytest.mark.parametrize("name", ["FAO.TXT", "fao.JSONL.GZ", "Fao.Jsonl", "fao.CSV"])
+def test_an_extension_may_be_upper_case(tmp_path: Path, name: str):
+    write(tmp_path / name.lower(), ["a", "b"])
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    [(stream, [file])] = find_inputs(str(tmp_path), "web").items()
+    assert stream == ("web", "fao")
+    assert list(read_texts(file)) == ["a", "b"]
+
+
 def test_what_holds_no_text_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"--input .*nowhere does not exist"):
         find_inputs(str(tmp_path / "nowhere"), "web")
