@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
@@ -92,6 +93,19 @@ def check_output(work: Work) -> None:
             )
 
 
+def check_apart(location: str, output: Path) -> None:
+    """Refuse to write below the input: the next run would take the rows for text.
+
+    Raises:
+        ValueError: the output folder is the input, or lies in it.
+    """
+    if "://" not in location and output.resolve().is_relative_to(Path(location).resolve()):
+        raise ValueError(
+            f"--output {output} lies in the input, {location}, and the next run would take it for text: choose one "
+            "outside"
+        )
+
+
 def chosen_inputs(arguments: argparse.Namespace) -> Inputs:
     """The input files that the command line names."""
     languages = read_languages(arguments.languages, "--languages") if arguments.languages else None
@@ -104,8 +118,10 @@ def chosen_inputs(arguments: argparse.Namespace) -> Inputs:
         return hf_inputs(*where, arguments.language or "", languages, arguments.mirror)
     if arguments.revision or arguments.files or arguments.mirror:
         raise ValueError("--revision, --files and --mirror belong to --dataset or --corpus")
+    location = arguments.mds or arguments.input
+    check_apart(location, arguments.output)
     find = find_mds_inputs if arguments.mds else find_inputs
-    inputs = find(arguments.mds or arguments.input, arguments.source, arguments.language)
+    inputs = find(location, arguments.source, arguments.language)
     return select(inputs, languages) if languages else inputs
 
 

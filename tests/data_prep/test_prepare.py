@@ -246,6 +246,21 @@ def test_an_output_folder_with_something_else_in_it_is_refused(
     assert tree(shards) == before
 
 
+@pytest.mark.parametrize("output", ["text", "text/rows-64", "text/nno/rows-64", "link/rows-64"])
+@pytest.mark.parametrize("option", ["--input", "--mds"])
+def test_an_output_folder_in_the_input_is_refused(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, option: str
+):
+    """Its rows would be found the next time, and fail as text."""
+    (tmp_path / "link").symlink_to(text)
+    before = tree(text)
+    arguments = arguments_of(text, corpus, tmp_path / output)
+    arguments[0] = option
+    with pytest.raises(SystemExit, match=f"--output .*{output} lies in the input, {text}, .*: choose one outside"):
+        call(monkeypatch, prepare.main, *arguments)
+    assert tree(text) == before
+
+
 def test_rows_of_another_tokenizer_are_refused_before_anything_is_done_or_submitted(
     text: Path, corpus: Corpus, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
