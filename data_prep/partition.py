@@ -19,13 +19,14 @@ from data_prep.batches import batches
 from data_prep.documents import text_documents
 from data_prep.formats import BrokenInputError
 from data_prep.from_mds import read_token_documents
-from data_prep.inputs import InputFile
-from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load
+from data_prep.inputs import InputFile, format_of
+from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load, text_bytes
 from mmbert.atomic import fsync, make_folder, write_file
 from mmbert.file_contents import parse_object
 
 RUN_BYTES = 256 * 2**20  # in memory at a time
 LENGTH_BYTES = 4
+UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 
 
 @dataclass
@@ -37,19 +38,23 @@ class Read:
         empty: those of them without text.
         duplicates: those of them that were dropped at once, as copies of one close by in the same file.
         quarantined: why, for each file of which nothing was taken.
+        undivided: paths of large .txt files that were one document, for want of a blank line.
     """
 
     documents: int = 0
     empty: int = 0
     duplicates: int = 0
     quarantined: list[str] = field(default_factory=list)
+    undivided: list[str] = field(default_factory=list)
 
     def __add__(self, other: "Read") -> "Read":
+        """What reading both came to."""
         return Read(
             self.documents + other.documents,
             self.empty + other.empty,
             self.duplicates + other.duplicates,
             self.quarantined + other.quarantined,
+            self.undivided + other.undivided,
         )
 
 
@@ -78,6 +83,13 @@ def ids(file: InputFile, settings: Settings) -> Iterator[bytes]:
     return (document.tobytes() for document in read_token_documents(file.path, load(settings.tokenizer)))
 
 
+def undivided(file: InputFile, num_documents: int, settings: Settings) -> list[str]:
+    """The path of a file that most likely has a document on each line, and was read as a single one; else nothing."""
+    if settings.reader != "text" or settings.whole_txt or num_documents > 1 or text_bytes(file) < UNDIVIDED_BYTES:
+        return []
+    return [file.path] if format_of(file.path)[0] == ".txt" else []
+
+
 def bucket_of(payload: bytes, num_buckets: int) -> int:
     """By other bits of the hash than those that decide what is held out."""
     return int.from_bytes(hashlib.sha256(payload).digest()[8:16]) % num_buckets
@@ -94,8 +106,7 @@ def read_files(files: list[InputFile], settings: Settings) -> tuple[list[bytes],
             read.quarantined.append(str(error))
             continue
         documents += filter(None, found)
-        read.documents += len(found)
-        read.empty += len(found) - sum(map(bool, found))
+        read += Read(len(found), found.count(b""), undivided=undivided(file, len(found), settings))
     return documents, read
 
 
@@ -118,6 +129,7 @@ def write_run(work: Work, stream: StreamPlan, volume: int, number: int) -> None:
                 content = zstandard.compress(pack(documents), 1)
                 slices.append((bucket, run.tell(), len(content)))
                 run.write(content)
+            read.undivided = undivided(plan.files[number], read.documents, work.settings)
         except BrokenInputError as error:
             read, slices = Read(quarantined=[str(error)]), []
             run.truncate(0)

@@ -22,7 +22,7 @@ from data_prep.language_codes import canonical
 from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import check_heldout_rate
-from data_prep.totals import totals_table
+from data_prep.totals import few, totals_table
 from data_prep.work import FOLDER, Settings, Work, plan, write_plan
 from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line, local_folder
@@ -135,18 +135,24 @@ def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
 
 def report(work: Work, num_new: int) -> int:
     """Print what there is now; the exit status."""
-    manifests, quarantined = [], []
+    manifests, quarantined, undivided = [], [], []
     documents = empty = duplicates = 0
     for stream in work.streams:
         record = work.read_record(stream)
         assert record is not None
         quarantined += record["quarantined"]
+        undivided += record.get("undivided", [])  # a stream that was made before they were counted has none
         documents, empty = documents + record["documents"], empty + record["empty"]
         duplicates += record["duplicates"]
         for split in record["splits"]:
             manifests.append(read_manifest(stream_folder(work.output, split, stream.source, stream.language)))
     print(totals_table(manifests))
     print(f"{documents:,} documents read; left out: {duplicates:,} exact duplicates, {empty:,} without text")
+    if undivided:
+        print(
+            f"{len(undivided)} .txt files have no blank line, and each was taken as one document: {few(undivided)}; "
+            "blank lines tell documents apart: if each line is one, put them in (sed G); if each file is, give --whole-txt"
+        )
     print(f"{num_new} streams made, {len(work.streams) - num_new} were up to date")
     for reason in quarantined:
         print(f"quarantined: {reason}", file=sys.stderr)

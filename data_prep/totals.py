@@ -1,7 +1,14 @@
-"""The table of totals that prepare and verify end with."""
+"""What prepare and verify end with: the table of totals, and lists of names."""
 from collections.abc import Sequence
 
 from mmbert.manifest import SPLITS, Manifest
+
+FEW = 10
+
+
+def few(names: Sequence[str]) -> str:
+    """Names in a line; of many the first ones, and how many more there are."""
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
 def totals_table(manifests: Sequence[Manifest]) -> str:

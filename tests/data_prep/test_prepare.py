@@ -1,5 +1,6 @@
 """From text to rows: what `prepare` makes, and what it refuses."""
 import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from streaming import MDSWriter
 from data_prep import partition, prepare, publish, verify, work
 from data_prep.split import split_documents
 from data_prep.steps import shares
+from data_prep.totals import few
 from data_prep.train_tokenizer import train
 from mmbert.manifest import list_languages, read_manifest, stream_folder
 from mmbert.tokenizer import load_tokenizer, save_tokenizer
@@ -117,6 +119,48 @@ def test_copies_of_a_document_are_found_across_files_and_runs(
     assert of_both_splits(tmp_path / "out") == encoded(corpus, expected)
     call(monkeypatch, prepare.main, *arguments_of(tmp_path / "text", corpus, tmp_path / "all", "--keep-duplicates"))
     assert "left out: 0 exact duplicates, 3 without text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("buckets", ["one", "many"])
+def test_a_large_txt_without_a_blank_line_is_named(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest, buckets: str,
+):  # fmt: skip
+    """A document on each line is what its writer meant, and rows of one document are what comes of it."""
+    monkeypatch.setattr(partition, "UNDIVIDED_BYTES", 500)
+    if buckets == "many":
+        request.getfixturevalue("small_buckets")
+    folder = tmp_path / "text" / "fao"
+    folder.mkdir(parents=True)
+    lines = [text.strip() for text in documents_of("fao")]
+    (folder / "lines.txt").write_text("\n".join(lines[:20]) + "\n\n")
+    (folder / "divided.txt").write_text("\n\n".join(lines[20:40]))
+    (folder / "short.txt").write_text(lines[40][:400])
+    write_jsonl(folder / "one.jsonl", [" ".join(lines)])
+    arguments = arguments_of(tmp_path / "text", corpus, tmp_path / "out")
+    for _ in range(2):  # it is told again when nothing is left to do
+        assert call(monkeypatch, prepare.main, *arguments) == 0
+        assert (
+            f"1 .txt files have no blank line, and each was taken as one document: {folder}/lines.txt; blank lines tell"
+        ) in capsys.readouterr().out
+    call(monkeypatch, prepare.main, *arguments, "--whole-txt")
+    assert "no blank line" not in capsys.readouterr().out
+
+
+def test_the_record_of_a_stream_that_was_made_before_undivided_files_were_counted_is_read(
+    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for path in (shards / ".prepare" / "finished").rglob("*.json"):
+        record = json.loads(path.read_text())
+        del record["undivided"]
+        path.write_text(json.dumps(record))
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
+    assert "0 streams made, 3 were up to date" in capsys.readouterr().out
+
+
+def test_many_names_are_told_in_a_few():
+    assert few(["a", "b"]) == "a, b"
+    assert few(list(map(str, range(12)))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 
 def test_spelling_is_kept_on_demand(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
