@@ -69,6 +69,7 @@ clean-demo:  ## remove what `make demo` made, for both tokenizers
 
 # ------------------------------------------------------------------------------------------------------- your own data
 # TEXT_TOKENIZER=<folder> takes another tokenizer than Gemma 2's; OPTIONS="--language fao --text-key content ..."
+# Status 3 of prepare: there are rows, but not of every file. Then all goes on, and the last line says so.
 ROW_LENGTH ?= 1024
 GEMMA2 := data/tokenizer-gemma2
 TEXT_TOKENIZER ?= $(GEMMA2)
@@ -76,11 +77,14 @@ TEXT_TOKENIZER ?= $(GEMMA2)
 data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML that trains on them
 	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
 	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != $(GEMMA2) ] || $(BIN)/python -m data_prep.gemma2 --output $(GEMMA2)
-	$(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" --row-length $(ROW_LENGTH) \
-	  --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
-	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"
+	status=0; $(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" \
+	  --row-length $(ROW_LENGTH) --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS) || status=$$?; \
+	[ $$status = 0 ] || [ $$status = 3 ] || exit $$status; \
+	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"; \
 	$(BIN)/python -m data_prep.starter --rows "$(OUTPUT)/rows-$(ROW_LENGTH)" --tokenizer "$(TEXT_TOKENIZER)" \
-	  --output "$(OUTPUT)/train.yaml" $(if $(DEVICE),--device $(DEVICE))
+	  --output "$(OUTPUT)/train.yaml" $(if $(DEVICE),--device $(DEVICE)); \
+	[ $$status = 0 ] || echo "error: some files of $(INPUT) gave no rows, see 'quarantined' above" >&2; \
+	exit $$status
 
 # ------------------------------------------------------------------------------------------------------------- tools
 convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a Hugging Face model, its logits compared

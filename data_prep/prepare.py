@@ -31,7 +31,7 @@ from mmbert.packing import check_row_length
 from mmbert.run_lock import hold_run
 from mmbert.streams import read_languages
 
-QUARANTINED = 3  # exit status: finished, but for input files that could not be read
+QUARANTINED = 3  # exit status: there are rows, but for input files that could not be read
 
 
 def prepare(settings: Settings, inputs: Inputs, workers: int) -> None:
@@ -151,18 +151,20 @@ def report(work: Work, num_new: int) -> int:
     if undivided:
         print(
             f"{len(undivided)} .txt files have no blank line, and each was taken as one document: {few(undivided)}; "
-            "blank lines tell documents apart: if each line is one, put them in (sed G); if each file is, give --whole-txt"
+            "blank lines tell documents apart: if each line is one, put them in (sed G); else give --whole-txt"
         )
     print(f"{num_new} streams made, {len(work.streams) - num_new} were up to date")
     for reason in quarantined:
         print(f"quarantined: {reason}", file=sys.stderr)
-    if quarantined:
-        print(
-            f"error: of {len(quarantined)} input files nothing was taken, see above: mend or remove them, and run the "
-            "same command again",
-            file=sys.stderr,
-        )
-    return QUARANTINED if quarantined else 0
+    if not quarantined:
+        return 0
+    num_files = sum(len(volume.files) for stream in work.streams for volume in stream.volumes)
+    print(
+        f"error: nothing was taken of {len(quarantined)} of {num_files} input files, see above: mend or remove them, "
+        "and run the same command again",
+        file=sys.stderr,
+    )
+    return QUARANTINED if manifests else 1
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -56,12 +56,23 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(
         assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, output)) == prepare.QUARANTINED
         said = capsys.readouterr()
         assert reason in said.err
-        assert "error: of 1 input files nothing was taken" in said.err
+        assert "error: nothing was taken of 1 of 4 input files, see above: mend or remove them" in said.err
         assert "62 documents read; left out: 0 exact duplicates, 1 without text" in said.out
     assert list_languages(output, "train", "own") == ["fao", "isl"]
     assert of_both_splits(output) == encoded(corpus, texts)
     (text / "fao" / "1.jsonl").unlink()
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, output)) == 0
+
+
+def test_broken_files_alone_are_an_error_like_any_other(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """There are no rows, with which anything could go on."""
+    for path in text.iterdir():
+        path.unlink()
+    (text / "fao.jsonl").write_text("{")
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "out")) == 1
+    assert "error: nothing was taken of 1 of 1 input files" in capsys.readouterr().err
 
 
 def test_a_stream_of_broken_files_alone_stays_as_it_was(

@@ -146,6 +146,18 @@ def test_times_of_a_phase_follow_from_its_tokens(shards: Path, tmp_path: Path, t
     assert config.data.period_rows == config.global_train_batch_size * min(config.duration // step, 100)
 
 
+@pytest.mark.parametrize("status, programs", [(0, 3), (3, 3), (1, 1)])
+def test_make_data_goes_on_without_a_broken_file_and_ends_with_an_error(tmp_path: Path, status: int, programs: int):
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$2"\n[ "$2" != data_prep.prepare ] || exit {status}\n')
+    (tmp_path / "python").chmod(0o755)
+    makefile = Path(__file__).parents[2] / "Makefile"
+    words = ["make", "-s", "-f", makefile, "-o", "env", "data", f"BIN={tmp_path}", "INPUT=my text", "OUTPUT=out"]
+    made = subprocess.run([*words, "TEXT_TOKENIZER=t"], cwd=tmp_path, capture_output=True, text=True)
+    expected = ["data_prep.prepare", "data_prep.verify", "data_prep.starter"][:programs]
+    assert (made.stdout.splitlines(), made.returncode) == (expected, 2 if status else 0)
+    assert made.stderr.startswith("error: some files of my text gave no rows, see 'quarantined' above") == (status == 3)
+
+
 @pytest.mark.parametrize("tokenizer, fetched", [([], True), (["TEXT_TOKENIZER=data/misspelt"], False)])
 def test_make_data_fetches_gemma2_to_no_place_but_its_own(tmp_path: Path, tokenizer: list[str], fetched: bool):
     """Where another tokenizer is not there, its users say so; Gemma 2's in its place would train unnoticed."""
