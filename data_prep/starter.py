@@ -3,17 +3,22 @@ r"""Write a first YAML for prepared rows: all their languages in one group, from
     python -m data_prep.starter --rows data/mine/rows-1024 --tokenizer data/tokenizer-gemma2 \
         --output data/mine/train.yaml
 
-It is a beginning that trains, not a recipe: change what you like. A file that is there already stays as it is.
+It is a beginning that trains, not a recipe: change what you like. A file that is there already stays as it is, and what
+of it does not fit the rows is told.
 """
 import argparse
 import json
 import os
+import textwrap
 from pathlib import Path
 
+from data_prep.totals import few
 from data_prep.verify import find_streams
 from mmbert.atomic import write_file
 from mmbert.command import errors_in_one_line
+from mmbert.config import load_config
 from mmbert.manifest import Manifest, read_manifest
+from mmbert.streams import mixture_streams
 
 PASSES = 2  # over the text; temperature gives small languages up to twice as many
 BATCHES = 1000  # optimizer steps that a phase should have at least, where the text allows it
@@ -110,6 +115,23 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
     )
 
 
+def misfit(path: Path, rows: Path) -> str:
+    """How a YAML that is there already does not fit the rows, in words; "" where it does."""
+    try:
+        config = load_config(path)
+        named = {"/".join(stream) for stream in mixture_streams(config)[0]}
+    except Exception as error:  # its owner may have written anything
+        return f"cannot be loaded: {textwrap.shorten(str(error), 300)}"
+    if Path(config.data.root).resolve() != rows.resolve():
+        return f"trains on {config.data.root}, not on {rows}"
+    train = [folder for folder in find_streams(rows) if folder.parents[1].name == "train"]
+    there = {f"{folder.parent.name}/{folder.name}" for folder in train}
+    parts = [f"leaves out {few(sorted(there - named))}"] if there - named else []
+    if named - there:
+        parts.append(f"names {few(sorted(named - there))}, of which there are no rows")
+    return " and ".join(parts)
+
+
 @errors_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a first YAML for prepared rows.")
@@ -119,7 +141,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "gpu"], help="what will train (default: what this machine has)")
     arguments = parser.parse_args()
     if arguments.output.exists():
-        print(f"{arguments.output} is there already, and stays as it is")
+        found = misfit(arguments.output, arguments.rows)
+        remedy = f", but it {found}: move it away to have a new one" if found else ""
+        print(f"{arguments.output} is there already, and stays as it is{remedy}")
     else:
         manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
         on_gpu = GPU.exists() if arguments.device is None else arguments.device == "gpu"

@@ -1,4 +1,5 @@
 """The first YAML that a user gets: it loads, it is planned, its data can be opened, and its comments are true."""
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,37 @@ def test_a_file_that_is_there_stays_as_it_is(
     call(monkeypatch, starter.main, "--rows", shards, "--tokenizer", corpus.tokenizer, "--output", output)
     assert output.read_text() == "mine"
     assert f"{output} is there already, and stays as it is" in capsys.readouterr().out
+
+
+def test_a_file_that_is_there_and_does_not_fit_the_rows_is_told(
+    text: Path, shards: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    """Else languages that were added would not be trained on, and nobody would know."""
+    output = tmp_path / "train.yaml"
+    start(monkeypatch, corpus, shards, output)
+    written = output.read_text()
+
+    def told(rows: Path = shards) -> str:
+        capsys.readouterr()
+        call(monkeypatch, starter.main, "--rows", rows, "--tokenizer", corpus.tokenizer, "--output", output)
+        return capsys.readouterr().out.splitlines()[0].removeprefix(f"{output} is there already, and stays as it is")
+
+    assert told() == ""
+    output.write_text(written.replace('"isl", "nno"', '"nno"'))
+    assert told() == ", but it leaves out own/isl: move it away to have a new one"
+    shutil.rmtree(shards / "train" / "own" / "fao")
+    (text / "dan.jsonl").write_text('{"text": "one"}\n')
+    call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards, "--languages", "dan"))
+    names = "leaves out own/dan, own/isl and names own/fao, of which there are no rows"
+    assert told() == f", but it {names}: move it away to have a new one"
+    (tmp_path / "list.txt").write_text("dan\nisl\nnno\n")
+    output.write_text(written.replace('["fao", "isl", "nno"]', f"[{tmp_path}/list.txt]"))
+    assert told() == ""
+    other = shards.rename(tmp_path / "rows-128")
+    assert told(other) == f", but it trains on {shards}, not on {other}: move it away to have a new one"
+    output.write_text(written + "duration: 3x\n")
+    assert told(other).startswith(f", but it cannot be loaded: {output}")
 
 
 def test_rows_of_several_sources_and_no_rows_are_refused(
