@@ -236,6 +236,18 @@ def test_only_what_changed_is_done_again(
     assert untouched.stat().st_mtime_ns == times[untouched]
 
 
+def test_rows_whose_text_is_gone_are_named(
+    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """They stay, for they may be another corpus'; who took a language out should know that training still finds it."""
+    assert "streams of other text" not in capsys.readouterr().out
+    before = tree(shards)
+    (text / "nno.jsonl").unlink()
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
+    assert "1 streams of other text are there, too, and stay as they were: own/nno" in capsys.readouterr().out
+    assert tree(shards) == before
+
+
 def test_a_language_that_shrank_to_one_document_keeps_no_held_out_rows(
     text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
