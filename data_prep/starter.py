@@ -27,7 +27,7 @@ GPU = Path("/dev/nvidia0")
 TEMPLATE = """\
 # Made by data_prep.starter from {rows}: {tokens:,} tokens in {num_languages} languages.
 # Train: composer main.py {path}
-extends: [{common}, {model}]
+{little}extends: [{common}, {model}]
 name: {name}
 run_root: {run_root}
 tokenizer: {tokenizer}
@@ -48,6 +48,9 @@ checkpoint: {{interval: {interval}}}
   period_rows: {period_rows}
 {workers}  mixture:
     {source}: {{source: {source}, languages: {languages}, share: 1.0, tau: 0.5, max_repeats: {repeats}}}
+"""
+LITTLE = """\
+# Little text: the phase passes over it {passes:,.0f} times. That shows that everything works; a model of use needs more.
 """
 CPU_LINES = "device: cpu # a tiny model, in fp32; data_prep.starter --device gpu writes a small one\nprecision: fp32\n"
 VALIDATION = "validation: {{interval: {interval}, root: {root}, source: {source}, languages: {languages}, rows: 128}}\n"
@@ -90,6 +93,7 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
         tokens=tokens,
         num_languages=len(train),
         path=path,
+        little=LITTLE.format(passes=duration / tokens) if duration > 2 * PASSES * tokens else "",
         common=quoted(yamls / "common.yaml"),
         model=quoted(yamls / "model" / ("small.yaml" if on_gpu else "tiny.yaml")),
         name=quoted(name),
@@ -144,12 +148,13 @@ def main() -> None:
         found = misfit(arguments.output, arguments.rows)
         remedy = f", but it {found}: move it away to have a new one" if found else ""
         print(f"{arguments.output} is there already, and stays as it is{remedy}")
+        print(f"Train: composer main.py {arguments.output}")
     else:
         manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
         on_gpu = GPU.exists() if arguments.device is None else arguments.device == "gpu"
         content = starter(manifests, arguments.rows, arguments.tokenizer, arguments.output, on_gpu)
         write_file(arguments.output, content.encode())
-    print(f"Train: composer main.py {arguments.output}")
+        print("\n".join(line.removeprefix("# ") for line in content.splitlines() if line.startswith("# ")))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def test_the_yaml_loads_is_planned_and_says_what_is_there(
     output = shards.parent / "train.yaml"
     monkeypatch.setattr(starter, "GPU", Path("/dev/null" if gpu else "/dev/nowhere"))
     config = start(monkeypatch, corpus, shards, output)
-    assert f"Train: composer main.py {output}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Train: composer main.py {output}" in said
+    assert "Little text" not in said
     tokens = sum(read_manifest(folder).tokens for folder in (shards / "train" / "own").iterdir())
     assert f": {tokens:,} tokens in 3 languages." in output.read_text()
     [group] = config.data.mixture.values()
@@ -84,7 +86,7 @@ def test_names_and_places_are_read_back_as_they_are(corpus: Corpus, tmp_path: Pa
 
 
 def test_text_of_which_nothing_is_held_out_has_no_validation(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "text").mkdir()
     write_jsonl(tmp_path / "text" / "fao.jsonl", ["the only one"])
@@ -95,6 +97,10 @@ def test_text_of_which_nothing_is_held_out_has_no_validation(
     [group] = config.data.mixture.values()
     assert config.duration == 10 * starter.SMALLEST * 64  # ten steps at least
     assert group.max_repeats == -(-config.duration // manifest.tokens)
+    passes = f"{config.duration / manifest.tokens:,.0f}"
+    told = f"Little text: the phase passes over it {passes} times. That shows that everything works"
+    assert told in capsys.readouterr().out
+    assert f"# {told}" in (tmp_path / "train.yaml").read_text()
 
 
 def test_a_file_that_is_there_stays_as_it_is(
@@ -169,6 +175,7 @@ def test_times_of_a_phase_follow_from_its_tokens(shards: Path, tmp_path: Path, t
     output = tmp_path / "train.yaml"
     output.write_text(starter.starter([manifest], shards, Path("tokenizer"), output, on_gpu=False))
     config = load_config(output)
+    assert ("Little text" in output.read_text()) == (config.duration > 4 * tokens)
     step = config.global_train_batch_size * 64
     assert config.duration % step == 0
     assert config.duration // step == max(10, -(-2 * tokens // step))
