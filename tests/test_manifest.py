@@ -92,7 +92,7 @@ def test_a_stream_name_cannot_leave_the_root(split: str, source: str, language: 
 @pytest.mark.parametrize(
     "wrong, reason",
     [
-        ({"row_length": 128}, "row_length is 64, the run wants 128"),
+        ({"row_length": 128}, "row_length is 64, the run wants 128; .*: python -m data_prep.repack --row-length 128"),
         ({"tokenizer_digest": "0" * 64}, "the run has 000000000000"),
         ({"vocab_size": 511}, r"the run has .* \(511 tokens\)"),
     ],

@@ -180,7 +180,10 @@ def check_stream(
             f"{path} is of {manifest.split}/{manifest.source}/{manifest.language}: the folder was moved; move it back"
         )
     if manifest.row_length != row_length:
-        raise ValueError(f"{path}: row_length is {manifest.row_length}, the run wants {row_length}; {REMEDY}")
+        raise ValueError(
+            f"{path}: row_length is {manifest.row_length}, the run wants {row_length}; name a folder with rows of that "
+            f"length, or make one of this: python -m data_prep.repack --row-length {row_length}"
+        )
     if (manifest.tokenizer, manifest.vocab_size) != (tokenizer_digest, vocab_size):
         raise ValueError(
             f"{path}: tokenizer {manifest.tokenizer[:12]} ({manifest.vocab_size} tokens), the run has "
