@@ -92,7 +92,7 @@ convert-to-hf: env  ## CHECKPOINT=<run or checkpoint folder> OUTPUT=<folder>: a 
 	$(BIN)/python -m mmbert.convert_to_hf --checkpoint "$(CHECKPOINT)" --output "$(OUTPUT)"
 
 # COUNTS=<csv> stands in for rows that are not there yet; OPTIONS="--gpus 16 --gpu A100 --mfu 0.3", or --compare.
-plan: env  ## CONFIG="<yaml> ..." [COUNTS=<csv>]: what a phase, or a chain in its order, will do and cost; trains nothing
+plan: env  ## CONFIG="<yaml> ..." (no spaces within a path) [COUNTS=<csv>]: what phases will do and cost; trains nothing
 	$(BIN)/python -m mmbert.plan $(CONFIG) $(if $(COUNTS),--counts $(COUNTS)) $(OPTIONS)
 
 test: env  ## the whole CPU test suite
