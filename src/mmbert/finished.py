@@ -18,9 +18,12 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
     if changed:
         shown = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        go_on = "this one as `parent`"
+        if not read_state(checkpoint)["finished"]:  # then it can be no parent
+            go_on = "begin it from this checkpoint (docs/operations.md, It stopped)"
         raise ValueError(
-            f"{checkpoint.parent} was trained with another recipe: {shown}{more}; restore it, or give this run "
-            "another `name` and this one as `parent`"
+            f"{checkpoint.parent} was trained with another recipe: {shown}{more}; restore it, or give this run another "
+            f"`name` and {go_on}"
         )
 
 

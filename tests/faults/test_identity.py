@@ -125,6 +125,7 @@ def test_a_changed_recipe_is_refused_with_the_difference(
         check_identity(newest_checkpoint(half_done), saved_identity, identity_of(yaml, [override]))
     assert CHANGED[override] in str(refusal.value)
     assert str(half_done) in str(refusal.value)
+    assert "another `name` and begin it from this checkpoint" in str(refusal.value)  # not as `parent`: it is unfinished
     assert "\n" not in str(refusal.value)
 
 
