@@ -23,6 +23,8 @@ OWN = re.compile(r"[a-z]{3}(_([a-z0-9]+|[A-Z]{2}))+")
 """A name that is written our way already, with more than the code."""
 UNIFIED_SCRIPTS = ("Hani", "Hang")
 """Main scripts that BCP 47 writes in another way: zh-Hans and ko-Kore are what FineWeb2 calls cmn_Hani and kor_Hang."""
+LIKE = 0.86
+"""How like a name must be, by difflib, to be the one that was meant: Portugese is, the folder train is not Tring."""
 SAME = 1
 """CLDR's distance of codes that mean one language: 0 of `ar` and `arb`, 1 of `no` and `nob`; `ms` to `ind` is 34."""
 
@@ -102,21 +104,18 @@ def main_scripts(code: str) -> set[str]:
 
 
 def nearest(code: str) -> str:
-    """A sentence for an error: the known language whose code or English name is nearest."""
-    code = code.lower()
-    for names in (_names_of(tuple(table())), _names_of(None)):
-        found = difflib.get_close_matches(code, names, n=1)
-        if found:
-            right = names[found[0]]
-            return f"did you mean {right} ({_name(right)})?"
+    """A sentence for an error: the language of nearly that English name. Codes tell nothing: text is near to `tet`."""
+    if found := difflib.get_close_matches(code.lower(), _by_name(), n=1, cutoff=LIKE):
+        right = _by_name()[found[0]]
+        return f"did you mean {right} ({_name(right)})?"
     return "see ISO 639-3, https://iso639-3.sil.org"
 
 
 @cache
-def _names_of(codes: tuple[str, ...] | None) -> dict[str, str]:
-    """Code or English name, in lower case -> code, of these languages, or all of ISO 639-3."""
-    codes = codes or tuple(language.pt3 for language in iso639.iter_langs() if language.pt3)
-    return {word: code for code in codes for word in (_name(code).lower(), code)}
+def _by_name() -> dict[str, str]:
+    """English name, in lower case -> code, of all of ISO 639-3 and the recipe's list."""
+    codes = [language.pt3 for language in iso639.iter_langs() if language.pt3]
+    return {_name(code).lower(): code for code in (*codes, *table())}
 
 
 def _name(code: str) -> str:

@@ -49,6 +49,8 @@ def test_a_retired_code_is_its_successor(retired: str, successor: str) -> None:
     ("german", r"'german' is not known; did you mean deu \(German\)\?"),
     ("fro_oo!", "letters, digits, '_' and '-' alone"),
     ("Faroes", r"did you mean fao \(Faroese\)"),
+    ("Portugese", r"did you mean por \(Portuguese\)"),
+    *((name, f"'{name}' is not known; see ISO 639-3") for name in ("data", "train", "text", "rows", "books", "news")),
     ("hbs", r"'hbs' \(Serbo-Croatian\) is several: name one of bos \(Bosnian\), hrv \(Croatian\), srp \(Serbian\)"),
     ("tid", r"retired: Split into Northern Tidung \[ntd\] and Southern Tidung \[itd\]"),
     ("aoh", "retired: it has no successor"),
