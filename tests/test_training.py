@@ -245,6 +245,24 @@ def test_bad_input_ends_in_one_clear_line(
     assert not list(tmp_path.glob("runs/*/step-*"))
 
 
+@pytest.mark.parametrize("change, missing", [
+    ("tokenizer=data/tokenizer", "tokenizer folder data/tokenizer does not exist"),
+    ("data.root=data/rows", "data/rows/train/invented/laa does not exist, nor does data/rows/train/invented"),
+    ("data.mixture.large.languages=[data/list.txt]", "no such file: data/list.txt"),
+])  # fmt: skip
+def test_of_a_relative_path_the_error_says_where_it_was_looked_for(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, missing: str
+) -> None:
+    """A YAML that was written in the root of the repository, and is trained elsewhere."""
+    from main import main
+
+    write_yamls(tmp_path, corpus)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        main(["phase1.yaml", change])
+    assert f"{missing} below {tmp_path} (run this in the root of the repository)" in str(refusal.value.code)
+
+
 def test_shards_of_another_tokenizer_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     from main import main
 

@@ -1,4 +1,4 @@
-"""What files hold: a sha256, and JSON with errors that name the file."""
+"""What files hold: a sha256, and JSON with errors that name the file; and where a file was looked for."""
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +9,11 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seen_from(path: Path) -> str:
+    """For the error that a path does not exist: where it was looked for, if it is relative; else nothing."""
+    return "" if path.is_absolute() else f" below {Path.cwd()} (run this in the root of the repository)"
 
 
 def parse_object(content: bytes, path: Path, remedy: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.atomic import write_file
-from mmbert.file_contents import parse_object, sha256_of
+from mmbert.file_contents import parse_object, seen_from, sha256_of
 from mmbert.typed import build
 
 FORMAT = 2
@@ -268,7 +268,8 @@ def _digest(values: dict[str, Any]) -> str:
 def _missing(folder: Path) -> str:
     """`folder` does not exist, and the existing name most like it."""
     if not folder.parent.is_dir():
-        return f"{folder} does not exist, nor does {folder.parent}: check the path, or make it with data_prep.prepare"
+        nor = f"{folder.parent}{seen_from(folder)}"
+        return f"{folder} does not exist, nor does {nor}: check the path, or make it with data_prep.prepare"
     siblings = sorted(path.name for path in folder.parent.iterdir() if not path.name.startswith("."))
     nearest = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.0)
     there = f"did you mean {nearest[0]}?" if nearest else f"{folder.parent} is empty."

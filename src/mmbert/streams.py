@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mmbert.config import RunConfig
+from mmbert.file_contents import seen_from
 from mmbert.mixture import Group
 
 
@@ -35,7 +36,7 @@ def read_languages(entries: Sequence[str], key: str) -> list[str]:
             lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
             codes += [code for code in lines if code]
         else:
-            raise FileNotFoundError(f"{key}: no such file: {path}")
+            raise FileNotFoundError(f"{key}: no such file: {path}{seen_from(path)}")
     twice = sorted(code for code, number in Counter(codes).items() if number > 1)
     if twice or not codes:
         raise ValueError(f"{key}: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")

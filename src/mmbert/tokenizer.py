@@ -27,7 +27,7 @@ import numpy as np
 import tokenizers
 
 from mmbert.atomic import publish_files
-from mmbert.file_contents import parse_object
+from mmbert.file_contents import parse_object, seen_from
 from mmbert.packing import TokenIds
 
 SPECIAL_TOKENS = {
@@ -281,7 +281,7 @@ def _template(ids: dict[str, int]) -> dict[str, Any]:
 def _read(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
     """A file's bytes, and the JSON object in them."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"tokenizer folder {folder} does not exist")
+        raise FileNotFoundError(f"tokenizer folder {folder} does not exist{seen_from(folder)}")
     if not (folder / name).is_file():
         raise FileNotFoundError(f"tokenizer folder {folder} holds no {name}; {REMEDY}")
     content = (folder / name).read_bytes()
