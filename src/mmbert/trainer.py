@@ -69,6 +69,8 @@ class Phase:
             FileNotFoundError, ValueError, OSError: one line that names the key or file, the value and the remedy.
         """
         check_open_files(config)
+        if config.device == "gpu" and not torch.cuda.is_available():
+            raise ValueError("device = gpu, but torch finds no GPU here: write device: cpu, or mend the driver")
         tokenizer = load_tokenizer(Path(config.tokenizer))
         remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
         tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)
