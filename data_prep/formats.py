@@ -23,6 +23,7 @@ import pyarrow.parquet
 from data_prep.inputs import InputFile, format_of
 
 BATCH_ROWS = 1000  # of Parquet, decoded at a time
+LONGEST = 2**25  # characters of a .txt without a blank line: as one document they would take gigabytes of memory
 
 
 class BrokenInputError(ValueError):
@@ -79,12 +80,19 @@ def lines_of(path: str, stream: BinaryIO) -> Iterator[str]:
 def read_txt(path: str, stream: BinaryIO, _: str) -> Iterator[str]:
     """Documents between blank lines."""
     document: list[str] = []
+    length = 0
     for line in lines_of(path, stream):
         if line.strip():
             document.append(line)
+            length += len(line)
         elif document:
             yield "\n".join(document)
-            document = []
+            document, length = [], 0
+        if length > LONGEST:
+            raise BrokenInputError(
+                f"{path} has no blank line in {LONGEST:,} characters, and blank lines tell documents apart: if each "
+                "line is one, put them in (sed G)"
+            )
     if document:
         yield "\n".join(document)
 

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from data_prep import formats
 from data_prep.formats import READERS, BrokenInputError, read_texts
 from data_prep.inputs import InputFile, find_inputs
 from data_prep.normalise import normalise
@@ -56,6 +57,17 @@ def test_plain_text_is_cut_at_blank_lines_or_not_at_all(tmp_path: Path):
     assert list(read_texts(file)) == ["a\n\u2028b", "c", "d"]
     [whole] = read_texts(file, whole_txt=True)
     assert whole.split("\n") == ["a", "\u2028b", "", " \t", "", "c", "", "", "d"]
+
+
+def test_a_document_of_plain_text_that_has_no_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As one document a file with one a line would take more memory than there is, and nobody would say why."""
+    monkeypatch.setattr(formats, "LONGEST", 9)
+    file = write(tmp_path / "x.txt", ["aaaa\nbbbbb", "cccc\nddddd"])
+    assert list(read_texts(file)) == ["aaaa\nbbbbb", "cccc\nddddd"]
+    file = write(tmp_path / "x.txt", ["aaaa", "bbbb\ncccc\ndddd"])
+    with pytest.raises(BrokenInputError, match=r"x.txt has no blank line in 9 characters, .*: if each line is one"):
+        list(read_texts(file))
+    assert list(read_texts(file, whole_txt=True)) == ["aaaa\n\nbbbb\ncccc\ndddd"]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path):
