@@ -50,7 +50,7 @@ checkpoint: {{interval: {interval}}}
     {source}: {{source: {source}, languages: {languages}, share: 1.0, tau: 0.5, max_repeats: {repeats}}}
 """
 LITTLE = """\
-# Little text: the phase passes over it {passes:,.0f} times. That shows that everything works; a model of use needs more.
+# Little text: the phase passes over it {passes:,.0f} times. That shows that everything works; a real model needs more.
 """
 CPU_LINES = "device: cpu # a tiny model, in fp32; data_prep.starter --device gpu writes a small one\nprecision: fp32\n"
 VALIDATION = "validation: {{interval: {interval}, root: {root}, source: {source}, languages: {languages}, rows: 128}}\n"
