@@ -109,7 +109,7 @@ slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of 
 # A ratio that is stated in docs/benchmarks.md and not reached is an error, at the end: the others are measured, and the
 # page is written. `make docs/benchmarks/startup.json` measures one alone. MODERNBERT=<checkout> adds that peer's packer
 # and its conversion of text, and installs what they need, which takes an fsspec older than the lock's. On one hardware
-# thread of an Intel Xeon the loader misses the 3 that it reached on an AMD EPYC: 2.5 and 2.9.
+# thread of a shared Intel Xeon the loader misses the 3 that it reached on an AMD EPYC: 1.8 to 2.9, by the hour.
 BENCH := $(BIN)/python -m mmbert.benchmark
 BENCH_DATA := $(BIN)/python -m data_prep.benchmark
 BENCH_UDHR := data/benchmark/udhr

@@ -115,6 +115,8 @@ def test_a_demand_that_is_not_met_is_told_with_both_numbers() -> None:
     made = result()
     made["demands"] = [vars(demand) for demand in demands(made, asked(("peer", 2.9), ("peer", 3.5)))]
     assert unmet(made) == ["throughput of ours / peer is 3.000, below 3.5"]
+    assert f"\n**Asked for and missed:**\n\n- {unmet(made)[0]}\n\n| " in section("step", made)
+    assert "missed" not in section("step", result())
 
 
 def test_the_table_has_the_columns_that_there_are_figures_for() -> None:

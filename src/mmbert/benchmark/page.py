@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.atomic import write_file
-from mmbert.benchmark.result import OURS, as_markdown, fact_line, fact_tables, gate_lines, spread, table
+from mmbert.benchmark.result import OURS, as_markdown, fact_line, fact_tables, gate_lines, spread, table, unmet
 from mmbert.evaluation.json_files import read_json
 
 HEAD = """# Benchmarks
@@ -54,7 +54,7 @@ def summary(documents: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def section(name: str, document: Mapping[str, Any]) -> str:
-    """One result: command, machine, gates, table.
+    """One result: command, machine, gates, ratios that were missed, table.
 
     Raises:
         ValueError: the document lacks a part.
@@ -62,11 +62,13 @@ def section(name: str, document: Mapping[str, Any]) -> str:
     try:
         surroundings = document["environment"]
         gates = [f"- {line}" for line in gate_lines(document)]
+        missed = [f"- {sentence}" for sentence in unmet(document)]
         lines = [
             f"## {name}", "", "```", surroundings["command"], "```", "",
             machine_line(surroundings), "",
             f"All candidates: {fact_line(document)}.", "",
             *(["Gates passed:", "", *gates, ""] if gates else []),
+            *(["**Asked for and missed:**", "", *missed, ""] if missed else []),
             *(line for rows in (*fact_tables(document), table(document)) for line in (as_markdown(rows), "")),
         ]  # fmt: skip
         lines += [f"- {line}" for line in candidate_lines(document)]
