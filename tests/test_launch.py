@@ -37,8 +37,9 @@ def await_go():
 LISTEN = "die_with_parent(signal.SIGTERM); listen(stop); wait()"
 # the grace as a test needs it; everything else as the program has it
 LAUNCH = """
-import functools, sys
+import functools, signal, sys
 import mmbert.launch as program
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which has it ignored
 program.launch = functools.partial(program.launch, grace_seconds={grace})
 status = program.main()
 sys.exit(status)
