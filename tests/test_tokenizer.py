@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -253,13 +254,24 @@ def test_what_decoding_loses_is_found_and_named(tmp_path: Path, folder: Path):
     assert "U+0041 LATIN CAPITAL LETTER A becomes U+0061 LATIN SMALL LETTER A" in check_tokenizer.description(lower)
 
 
-def test_adopting_says_what_it_changed_and_keeps_the_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+Adopting = Callable[[Path, Path], list[str]]
+
+
+@pytest.fixture
+def told_by_adopting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Adopting:
+    """The program adopt_tokenizer, from a folder to another; the lines that it prints."""
+
+    def lines(source: Path, target: Path) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(source), str(target)])
+        adopt_program.main()
+        return capsys.readouterr().out.splitlines()
+
+    return lines
+
+
+def test_adopting_says_what_it_changed_and_keeps_the_ids(tmp_path: Path, told_by_adopting: Adopting):
     source = gemma_like(tmp_path / "source")
-    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(source), str(tmp_path / "target")])
-    adopt_program.main()
-    assert capsys.readouterr().out.splitlines()[:-1] == [
+    assert told_by_adopting(source, tmp_path / "target")[:-1] == [
         "vocabulary and ids are as they were; changed:",
         "<mask> (id 4): lstrip: False -> True",
         "<mask> (id 4): normalized: True -> False",
@@ -268,9 +280,7 @@ def test_adopting_says_what_it_changed_and_keeps_the_ids(
         *(f"{role}: None -> {token}" for role, token in SPECIAL_TOKENS.items()),
         "model_input_names: None -> ['input_ids', 'attention_mask']",
     ]
-    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(tmp_path / "target"), str(tmp_path / "again")])
-    adopt_program.main()
-    assert capsys.readouterr().out.startswith("nothing was changed\n")
+    assert told_by_adopting(tmp_path / "target", tmp_path / "again")[0] == "nothing was changed"
 
 
 def test_a_mask_that_takes_the_space_on_its_right_or_only_stands_alone_is_mended(tmp_path: Path):
@@ -282,9 +292,7 @@ def test_a_mask_that_takes_the_space_on_its_right_or_only_stands_alone_is_mended
     assert (mask.lstrip, mask.rstrip, mask.single_word) == (True, False, False)
 
 
-def test_keys_that_a_tokenizer_lacks_are_told_as_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_keys_that_a_tokenizer_lacks_are_told_as_none(tmp_path: Path, told_by_adopting: Adopting):
     source = gemma_like(tmp_path / "source")
     spec = json.loads((source / "tokenizer.json").read_text())
     for key in ("truncation", "padding", "post_processor"):
@@ -292,9 +300,7 @@ def test_keys_that_a_tokenizer_lacks_are_told_as_none(
     for key in ("lstrip", "rstrip", "single_word"):
         del spec["added_tokens"][4][key]
     (source / "tokenizer.json").write_text(json.dumps(spec))
-    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(source), str(tmp_path / "target")])
-    adopt_program.main()
-    told = capsys.readouterr().out.splitlines()
+    told = told_by_adopting(source, tmp_path / "target")
     assert "<mask> (id 4): lstrip: None -> True" in told
     assert "template: None -> <bos> A <eos>" in told
 
@@ -462,13 +468,9 @@ def test_names_that_transformers_wrote_with_their_properties_are_read(tmp_path: 
     assert load_tokenizer(edit(folder, tmp_path / "saved", "tokenizer_config.json", mask_token=mask)).mask_token_id == 4
 
 
-def test_the_programs_tell_names_as_the_tokenizer_spells_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_the_programs_tell_names_as_the_tokenizer_spells_them(tmp_path: Path, told_by_adopting: Adopting):
     source = modernbert_like(tmp_path / "source", TEXTS)
-    monkeypatch.setattr(sys, "argv", ["adopt_tokenizer", str(source), str(tmp_path / "target")])
-    adopt_program.main()
-    assert capsys.readouterr().out.splitlines()[:-1] == [
+    assert told_by_adopting(source, tmp_path / "target")[:-1] == [
         "vocabulary and ids are as they were; changed:",
         "template of a pair: [CLS] A [SEP] B [SEP] -> [CLS] A [SEP] [CLS] B [SEP]",
         "eos_token: None -> [SEP]",

@@ -230,7 +230,7 @@ def untrained_texts(plan: PhasePlan) -> Texts:
         return [("warning", f"its parent {config.parent} is not among the phases given, nor a YAML beside "
                             f"{plan.path}, nor imported or merged in {config.run_root}: nothing is compared with "
                             "it")]  # fmt: skip
-    state = folder / "step-0000000000" / "state.json"
+    state = folder / "step-0000000000" / "state.json"  # checkpoint_files.read_state would import torch for seconds
     model = parse_object(state.read_bytes(), state, f"make {folder} anew")["config"]["model"]
     texts: Texts = []
     if changed := encoder_changes(model, asdict(config.model), SHAPES):
