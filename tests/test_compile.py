@@ -1,4 +1,7 @@
-"""What torch.compile makes of the model: the same numbers and few graphs. Without its compiler, which takes minutes."""
+"""What torch.compile makes of the model: the same numbers and few graphs, most of it without its compiler."""
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -96,3 +99,14 @@ def test_compiled_layers_keep_their_names_in_a_checkpoint(graphs: list[torch.fx.
     names = list(model.state_dict())
     model.model.compile_layers()
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("capability", [80, 90], ids=["A100", "H100"])
+def test_torchs_compiler_makes_machine_code_for_a_gpu_that_is_not_there(capability: int) -> None:
+    """Two graphs for training and two for validation; GELU's error function once in each kernel that needs it."""
+    command = [sys.executable, "-m", "tests.code_for_a_gpu", str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    graphs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [graph["backward"] for graph in graphs] == [False, False, True, True, False, False]
+    assert [sorted(graph["erf"].values())[-2:] for graph in graphs] == [[0, 0], [0, 1], [0, 1], [0, 0], [0, 0], [0, 1]]
