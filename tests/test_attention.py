@@ -191,6 +191,23 @@ def test_a_kernel_that_cannot_run_is_an_error_in_one_line_and_never_replaced(
     )
 
 
+@pytest.mark.parametrize(
+    "capability, refused", [((7, 5), True), ((8, 0), False), ((9, 0), False)], ids=["T4", "A100", "H100"]
+)
+def test_flash_attention_is_refused_on_a_gpu_that_is_too_old(
+    capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    if refused:
+        with pytest.raises(ValueError, match=r"needs an Ampere GPU .*Tesla T4; or set attention: cpu"):
+            resolve_kernel("torch_flash", GPU)
+    else:
+        assert resolve_kernel("torch_flash", GPU) == "torch_flash"
+    assert attention._obstacle("cpu") is None
+
+
 @pytest.mark.parametrize("kernel", GPU_KERNELS)
 def test_gpu_kernels_are_refused_on_a_cpu_and_in_fp32(kernel: Kernel) -> None:
     with pytest.raises(ValueError, match="needs a GPU"):
