@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> None:
         trainer = build_trainer(phase, build_callbacks(phase, request))
         trainer.fit()
         trainer.close()
+        phase.ranks.leave()
     if trainer.state.timestamp.token < config.duration:
         if phase.ranks.is_first:
             print(f"{config.name} was asked to stop and is saved; the same command goes on with it")

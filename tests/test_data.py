@@ -248,6 +248,19 @@ def test_a_worker_has_a_place_for_each_batch_that_may_be_on_its_way() -> None:
         RankBatches(loader, BatchMemory(8, 2, 2), Ranks(0, 1, None), 1)
 
 
+def test_what_reading_without_workers_raises_is_told_as_it_is() -> None:
+    class Loader:
+        num_workers, prefetch_factor = 0, None
+
+        def __iter__(self) -> Iterator[Any]:
+            yield from ()
+            raise RuntimeError("no room for a tensor")
+
+    loader: Any = Loader()
+    with pytest.raises(ValueError, match=r"^no room for a tensor$"):
+        next(iter(RankBatches(loader, BatchMemory(23, 0, 2), Ranks(0, 1, None), 2)))
+
+
 def test_a_gpu_gets_one_shape_and_a_cpu_no_padding() -> None:
     config = SimpleNamespace(device="gpu", device_train_microbatch_size=3, max_seq_len=64)
     phase: Any = SimpleNamespace(config=config, tokenizer=SimpleNamespace(pad_token_id=7))

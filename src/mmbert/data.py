@@ -186,6 +186,8 @@ class RankBatches:
         try:
             return next(batches)
         except RuntimeError as error:  # torch's word for a worker that was killed
+            if not self.loader.num_workers:
+                return error
             return OSError(f"a loader worker died ({error}); out of memory? lower data.num_workers, and start again")
 
     def agree(self, batch: Batch | Exception) -> Batch:

@@ -39,6 +39,11 @@ class Ranks:
         group = distributed.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         return cls(dist.get_global_rank(), world_size, group)
 
+    def leave(self) -> None:
+        """Part, when there is no more to be told; NCCL warns of leaks where nobody does."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
     @property
     def is_first(self) -> bool:
         """Whether this rank writes files."""

@@ -1,0 +1,215 @@
+"""A training run on a GPU that is not there: `main.py`, with tensors that say they are on one and lie in memory.
+
+Whoever mixes them with tensors of the CPU gets an error, as on a GPU, and every wait of the host for the device is
+noted. So the branches that only a GPU takes can be run to the end anywhere; their speed cannot be seen, nor what a
+kernel computes: those of attention and of the head's loss are replaced by formulas. Layers are not compiled
+(tests/code_for_a_gpu.py does that).
+
+    run(folder, ["phase1.yaml", "device=gpu"], kill_at=None)
+
+It is a process of its own, in front of which a small library answers for CUDA's that there is one GPU, idle.
+"""
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+RUNTIME = """
+int cudaGetDevice(int *device) { *device = 0; return 0; }
+int cudaSetDevice(int device) { return 0; }
+int cudaGetDeviceCount(int *count) { *count = 1; return 0; }
+int cudaPeekAtLastError(void) { return 0; }
+int cudaGetLastError(void) { return 0; }
+int cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = 0; return 0; }
+int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
+"""
+DRIVER = "int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = *active = 0; return 0; }"
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+waits: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, what it printed, one record a step, and where it waited for the GPU: place -> how often."""
+
+    exit_code: int
+    output: str
+    steps: list[dict[str, Any]]
+    waits: dict[str, int]
+
+
+def run(folder: Path, arguments: Sequence[Any], kill_at: int | None = None) -> Outcome:
+    """Run `main.py` on these arguments; a kill comes at the end of the step `kill_at`."""
+    for name, source in (("libruntime.so", RUNTIME), ("libcuda.so.1", DRIVER)):
+        command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)]
+        subprocess.run(command, input=source, text=True, check=True)
+    environment = os.environ | {
+        "LD_PRELOAD": str(folder / "libruntime.so"),
+        "LD_LIBRARY_PATH": str(folder),
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+    command = [sys.executable, "-m", "tests.emulated_gpu", str(folder), str(kill_at), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    record = folder / "steps.jsonl"
+    steps = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    found = folder / "waits.json"
+    output = done.stderr + record.with_suffix(".log").read_text(errors="replace")
+    return Outcome(done.returncode, output, steps, json.loads(found.read_text()) if found.exists() else {})
+
+
+class GpuTensor(Tensor):
+    """A tensor that says it is on the GPU; `host` holds its numbers."""
+
+    host: Tensor
+
+    @staticmethod
+    def __new__(cls, host: Tensor) -> "GpuTensor":
+        made = Tensor._make_wrapper_subclass(
+            cls, host.size(), host.stride(), host.storage_offset(), dtype=host.dtype, device=GPU
+        )
+        made.host = host
+        return made
+
+    def tolist(self) -> Any:
+        wait()
+        return self.host.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(operator, args, kwargs or {})
+
+
+class Emulation(TorchDispatchMode):
+    """Catches the operators that make tensors on the GPU or move them there."""
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(operator, args, kwargs or {})
+
+
+def compute(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of an operator, on the GPU where an operand or the argument `device` is.
+
+    Raises:
+        RuntimeError: operands are on both devices.
+    """
+    leaves = tree_leaves((args, kwargs))
+    there = {id(x.host): x for x in leaves if isinstance(x, GpuTensor)}
+    here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, GpuTensor)]
+    device = next((x for x in leaves if isinstance(x, torch.device)), None)
+    is_there = device.type == "cuda" if device is not None else bool(there)
+    name = operator._schema.name
+    if there and (name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal") or not is_there):
+        wait()
+    if name == "aten::copy_":
+        is_there = isinstance(args[0], GpuTensor)
+    elif there and any(x.dim() > 0 for x in here):
+        raise RuntimeError(f"{operator}: a tensor on the CPU among those on the GPU")
+    args, kwargs = tree_map(to_host, (args, kwargs))
+    if name == "aten::_to_copy":
+        kwargs = {key: value for key, value in kwargs.items() if key != "non_blocking"}
+    results = operator(*args, **kwargs)
+    if not is_there:
+        return results
+
+    def moved(x: Any) -> Any:
+        if id(x) in there:  # an operand that was written to
+            return there[id(x)]
+        return GpuTensor(x) if isinstance(x, Tensor) else x
+
+    return tree_map(moved, results)
+
+
+def to_host(x: Any) -> Any:
+    """What stands for it in memory."""
+    if isinstance(x, GpuTensor):
+        return x.host
+    return CPU if isinstance(x, torch.device) and x.type == "cuda" else x
+
+
+def wait() -> None:
+    """Note who waits: the innermost function of this repository or Composer, and whether within a microbatch."""
+    frames = traceback.extract_stack()
+    in_microbatch = threading.current_thread() is not threading.main_thread() or any(
+        frame.name == "_train_microbatch" for frame in frames
+    )
+    places = [Path(frame.filename) for frame in frames]
+    known = [path.name for path in places if path.parent.name in ("mmbert", "callbacks", "trainer", "optimi", "utils")]
+    waits[f"{'microbatch: ' if in_microbatch else ''}{known[-1] if known else 'elsewhere'}"] += 1
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, packing: Any, cu_seqlens_q: Tensor, window: tuple[int, int]) -> Tensor:
+    """In place of FlashAttention."""
+    assert q.dtype == torch.bfloat16
+    assert max(packing.lengths) <= packing.max_seqlen
+    lengths_q = to_host(cu_seqlens_q).diff().tolist()
+    outputs = []
+    for query, key, value in zip(q.split(lengths_q), k.split(packing.lengths), v.split(packing.lengths), strict=True):
+        scores = torch.einsum("qhd,khd->hqk", query.float(), key.float()) / query.shape[-1] ** 0.5
+        if window != (-1, -1):
+            tokens = torch.arange(len(key), device=GPU)
+            offset = tokens - tokens.unsqueeze(1)
+            scores = scores.masked_fill((offset < -window[0]) | (offset > window[1]), float("-inf"))
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value.float()).to(q.dtype))
+    return torch.cat(outputs)
+
+
+def losses_of(logits: GpuTensor, bias: GpuTensor, targets: GpuTensor, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """In place of the head's kernel."""
+    scores, goals = logits.host.float() + bias.host, targets.host
+    each = torch.nn.functional.cross_entropy(scores, goals, reduction="none")
+    correct = scores.argmax(1) == goals
+    if differentiate:
+        gradient = scores.softmax(1) - torch.nn.functional.one_hot(goals, scores.shape[1])
+        logits.host.copy_(gradient)
+    return GpuTensor(each), GpuTensor(correct)
+
+
+def emulate() -> None:
+    """Make this process one with a GPU."""
+    cuda: Any = torch.cuda
+    answers: dict[str, Any] = {
+        "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "NVIDIA H100 80GB HBM3",
+        "get_device_capability": (9, 0), "get_device_properties": SimpleNamespace(major=9, minor=0),
+        "memory_stats": defaultdict(int), "get_rng_state": torch.zeros(1, dtype=torch.uint8),
+    }  # fmt: skip
+    answers |= dict.fromkeys(("set_device", "synchronize", "manual_seed_all", "empty_cache", "_lazy_init"))
+    for name, answer in answers.items():
+        setattr(cuda, name, lambda *_, _answer=answer, **__: _answer)
+    for name in ("all_reduce", "broadcast", "barrier"):  # one rank
+        setattr(torch.distributed, name, lambda *_, **__: None)
+    make: Callable[..., Tensor] = torch.tensor
+    torch.tensor = lambda *args, device=None, **kwargs: make(*args, **kwargs).to(device or CPU)
+    Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
+    torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter cannot turn into another class
+
+    from mmbert import attention, head_kernel
+
+    attention._torch_flash = attend
+    head_kernel.losses_of = losses_of
+
+
+if __name__ == "__main__":
+    from tests.training_runs import _run
+
+    folder = Path(sys.argv[1])
+    emulate()
+    kill_at = None if sys.argv[2] == "None" else int(sys.argv[2])
+    try:
+        with Emulation():
+            record = str(folder / "steps.jsonl")
+            _run(sys.argv[3:], record, str(folder / "steps.log"), kill_at, 9, (), {})
+    finally:
+        (folder / "waits.json").write_text(json.dumps(waits))

@@ -1,0 +1,53 @@
+"""A phase on an emulated GPU against one on the CPU; what it cannot show is in docs/gpu-checks.md."""
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import emulated_gpu
+from tests.conftest import Corpus
+from tests.training_runs import train, write_yamls
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("gcc") is None or torch.version.cuda is None, reason="needs gcc, and a torch that was built for CUDA"
+)
+# Rows are filled up with padding on a GPU, which draws dropout, too.
+ARGUMENTS = ["precision=amp_bf16", "model.attn_out_dropout=0.0", "device_train_microbatch_size=3"]
+
+
+# What waits for the GPU: the first three in each step, but not within a microbatch; the others at intervals.
+WAITS = {
+    "trainer.py", "finite_steps.py", "stableadamw.py", "ranks.py", "language_scores.py", "checkpoint_files.py",
+}  # fmt: skip
+
+
+def losses(steps: list[dict[str, Any]]) -> list[float]:
+    return [float.fromhex(step["loss"]) for step in steps]
+
+
+def test_a_phase_on_a_gpu_is_that_of_a_cpu_and_goes_on_bit_for_bit(corpus: Corpus, tmp_path: Path) -> None:
+    """Two microbatches a step, the second not full. A kill, and the same command: as if there had been none."""
+    write_yamls(tmp_path, corpus)
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "killed").mkdir()
+    arguments = [tmp_path / "phase1.yaml", *ARGUMENTS]
+    on_cpu = train([*arguments, f"run_root={tmp_path}/cpu"], tmp_path / "cpu.jsonl")
+    assert on_cpu.exit_code == 0, on_cpu.output
+
+    on_gpu = [*arguments, "device=gpu"]
+    whole = emulated_gpu.run(tmp_path / "gpu", [*on_gpu, f"run_root={tmp_path}/gpu"])
+    assert whole.exit_code == 0, whole.output
+    assert "destroy_process_group" not in whole.output
+    assert "on cuda:0 runs the kernel torch_flash" in whole.output
+    assert [step["ids"] for step in whole.steps] == [step["ids"] for step in on_cpu.steps]
+    assert losses(whole.steps) == pytest.approx(losses(on_cpu.steps), rel=1e-3)
+    assert set(whole.waits) == WAITS
+
+    assert emulated_gpu.run(tmp_path / "killed", on_gpu, kill_at=9).exit_code == -9
+    killed = emulated_gpu.run(tmp_path / "killed", on_gpu)
+    assert killed.exit_code == 0, killed.output
+    first = killed.steps[9]["step"]
+    assert 1 < first < 9  # from a checkpoint
+    assert killed.steps == whole.steps[:9] + whole.steps[first - 1 :]
