@@ -95,6 +95,17 @@ def test_the_held_out_tenth_can_be_left_out(tokenizer: Path, tmp_path: Path) -> 
     assert len(kept) < 500
 
 
+def test_a_document_without_a_token_is_left_out_as_it_is_of_rows(tokenizer: Path, tmp_path: Path) -> None:
+    spec = json.loads((tokenizer / "tokenizer.json").read_text())
+    spec["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+    save_tokenizer(spec, tmp_path / "tokenizer", origin=Path("test"))
+    write(tmp_path / "text" / "fao.jsonl", ["beda", "\u200b"])
+    write(tmp_path / "text" / "isl.jsonl", ["\u200b\u200b"])
+    found = counted(tmp_path / "text", tmp_path / "tokenizer")
+    assert list(found) == [("own", "fao")]
+    assert (found["own", "fao"].tokens, found["own", "fao"].documents, found["own", "fao"].bytes) == (3, 1, 4)
+
+
 def test_a_stream_without_text_is_left_out(tokenizer: Path, tmp_path: Path) -> None:
     write(tmp_path / "fao.jsonl", ["beda"])
     write(tmp_path / "isl.jsonl", ["\n"])
@@ -198,6 +209,7 @@ def test_several_tokenizers_have_a_table_each(
 @pytest.mark.parametrize(
     "arguments, reason",
     [
+        (["--input", "{text}", "--tokenizer", "{tokenizer}", "--heldout-rate", "2"], r"heldout_rate=2\.0 lies outside"),
         (["--input", "{text}"], "--tokenizer is missing"),
         (["--input", "{text}", "--tokenizer", "a/x", "--tokenizer", "b/x"], "several of different names"),
         (["--input", "{text}", "--tokenizer", "{tokenizer}"], "holds nothing to count"),
