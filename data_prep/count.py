@@ -24,7 +24,7 @@ from data_prep.count_table import counts_table
 from data_prep.counts import Counts, counts_csv, total
 from data_prep.documents import Reading, add_reading_options, chosen_reading, text_documents
 from data_prep.fast_tokenizer import BACKENDS, Backend, Encoder, encoder
-from data_prep.inputs import InputFile, Inputs, Stream, find_inputs
+from data_prep.inputs import InputFile, Inputs, Stream, check_apart, find_inputs
 from data_prep.parallel import spread
 from data_prep.split import check_heldout_rate, heldout_mask
 from data_prep.train_tokenizer import BYTE_TOKENS
@@ -199,6 +199,7 @@ def count_text(arguments: argparse.Namespace) -> Tables:
 @errors_in_one_line()
 def main() -> None:
     arguments = parse_arguments()
+    check_apart(arguments.input or str(arguments.shards), arguments.output)
     if arguments.shards:
         tables = {f"training rows in {arguments.shards}": count_shards(arguments.shards)}
     else:

@@ -61,6 +61,22 @@ def find_inputs(location: str, source: str, language: str | None = None) -> Inpu
     return {stream: tuple(sorted(files)) for stream, files in sorted(streams.items())}
 
 
+def check_apart(location: str, output: Path) -> None:
+    """Refuse to write below the input: the next run would take for input what is written there.
+
+    Args:
+        location: the input, a file or a folder; a URL is never refused.
+
+    Raises:
+        ValueError: the output folder is the input, or lies in it.
+    """
+    if "://" not in location and output.resolve().is_relative_to(Path(location).resolve()):
+        raise ValueError(
+            f"--output {output} lies in the input, {location}, and the next run would take it for a part of that: "
+            "choose one outside"
+        )
+
+
 def list_files(location: str) -> dict[str, InputFile]:
     """Path below the location -> file; hidden ones are the system's. A single file stands for itself, by its name.
 

@@ -11,13 +11,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
 from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
-from data_prep.inputs import Inputs, find_inputs
+from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.language_codes import canonical
 from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
@@ -91,19 +90,6 @@ def check_output(work: Work) -> None:
                 f"{folder} has row_length {manifest.row_length} and tokenizer {manifest.tokenizer[:12]}, not "
                 f"{settings.row_length} and {work.tokenizer_digest[:12]}: choose another --output"
             )
-
-
-def check_apart(location: str, output: Path) -> None:
-    """Refuse to write below the input: the next run would take the rows for text.
-
-    Raises:
-        ValueError: the output folder is the input, or lies in it.
-    """
-    if "://" not in location and output.resolve().is_relative_to(Path(location).resolve()):
-        raise ValueError(
-            f"--output {output} lies in the input, {location}, and the next run would take it for text: choose one "
-            "outside"
-        )
 
 
 def chosen_inputs(arguments: argparse.Namespace) -> Inputs:

@@ -24,7 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from data_prep.documents import add_reading_options, chosen_reading
-from data_prep.inputs import find_inputs
+from data_prep.inputs import check_apart, find_inputs
 from data_prep.sample_texts import sample_texts
 from data_prep.split import DEFAULT_HELDOUT_RATE
 from mmbert.command import errors_in_one_line
@@ -118,6 +118,7 @@ def parse_arguments() -> argparse.Namespace:
 @errors_in_one_line()
 def main() -> None:
     arguments = parse_arguments()
+    check_apart(arguments.input, arguments.output)
     sizes, sample = sample_texts(
         find_inputs(arguments.input, "text", arguments.language),
         arguments.tau,

@@ -224,3 +224,16 @@ def test_a_wrong_argument_is_one_line(
     with pytest.raises(SystemExit, match=f"error: .*{reason}"):
         run(monkeypatch, *filled, "--output", tmp_path / "counts", "--workers", 1)
     assert not (tmp_path / "counts").exists()
+
+
+@pytest.mark.parametrize("what", ["--input", "--shards"])
+def test_counts_are_not_written_among_what_is_counted(
+    tokenizer: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The next run would take counts.csv for text, or refuse a folder of rows that holds it."""
+    write(tmp_path / "text" / "fao.jsonl", TEXTS)
+    folder = {"--input": tmp_path / "text", "--shards": corpus.shards[64]}[what]
+    arguments = (what, folder, "--tokenizer", tokenizer, "--output", folder / "counts", "--workers", 1)
+    with pytest.raises(SystemExit, match=rf"--output .*counts lies in the input, {folder}, .*: choose one outside"):
+        run(monkeypatch, *arguments)
+    assert not (folder / "counts").exists()
