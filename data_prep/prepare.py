@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
@@ -56,7 +57,7 @@ def to_do(work: Work) -> Iterator[Work]:
     make_folder(work.folder)
     lock = hold_run(work.folder)
     try:
-        check_output(work)
+        check_rows(work)
         rest = Work(work.settings, work.tokenizer_digest, [s for s in work.streams if work.read_record(s) is None])
         check_not_queued(rest)
         write_plan(rest)
@@ -65,22 +66,31 @@ def to_do(work: Work) -> Iterator[Work]:
         lock.release()
 
 
-def check_output(work: Work) -> None:
+def check_output(output: Path) -> list[Path]:
+    """The streams in an output folder, which must hold nothing else.
+
+    Raises:
+        FileExistsError: it does; nothing was touched.
+    """
+    for path in output.glob("*"):
+        if path.name not in (*SPLITS, FOLDER):
+            raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
+    streams = [folder for split in SPLITS for folder in sorted(output.glob(f"{split}/*/[!.]*"))]
+    for folder in streams:
+        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
+        if strangers:
+            raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
+    return streams
+
+
+def check_rows(work: Work) -> None:
     """Refuse an output folder that holds anything but streams of this tokenizer and row length.
 
     Raises:
         FileExistsError: it does; nothing was touched.
     """
     settings = work.settings
-    for path in work.output.glob("*"):
-        if path.name not in (*SPLITS, FOLDER):
-            raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
-    for folder in sorted(work.output.glob("*/*/[!.]*")):
-        if folder.relative_to(work.output).parts[0] == FOLDER:
-            continue
-        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
-        if strangers:
-            raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
+    for folder in check_output(work.output):
         try:
             manifest = read_manifest(folder)
         except (ValueError, FileNotFoundError):
@@ -181,6 +191,7 @@ def parse_arguments() -> argparse.Namespace:
     add_reading_options(parser)
     parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--dry-run", action="store_true", help="check input and output alone: needs no tokenizer yet")
     parser.add_argument("--slurm", metavar="PARTITION", help="submit job arrays instead of working here")
     parser.add_argument("--slurm-time", default="12:00:00", help="limit of a task (default: 12:00:00)")
     parser.add_argument("--tasks", type=int, default=1000, help="most tasks of an array (default: 1000)")
@@ -196,6 +207,10 @@ def main() -> None:
     if arguments.workers < 1:
         raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
     inputs = chosen_inputs(arguments)
+    if arguments.dry_run:
+        check_output(arguments.output)
+        print(f"found {sum(map(len, inputs.values())):,} files of {len(inputs):,} languages; nothing was read or made")
+        return
     reading = chosen_reading(arguments)
     settings = Settings(
         output=str(arguments.output),

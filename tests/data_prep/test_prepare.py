@@ -302,6 +302,26 @@ def test_an_output_folder_with_something_else_in_it_is_refused(
     assert tree(shards) == before
 
 
+def test_a_dry_run_needs_no_tokenizer_and_refuses_the_same_inputs_and_outputs(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def dry_run(output: Path) -> int:
+        return call(monkeypatch, prepare.main, *arguments_of(text, corpus, output, "--tokenizer", "x", "--dry-run"))
+
+    assert dry_run(tmp_path / "out") == 0
+    assert "found 3 files of 3 languages; nothing was read or made" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="lies in the input"):
+        dry_run(text / "out")
+    (tmp_path / "full" / "train" / "own" / "fao").mkdir(parents=True)
+    (tmp_path / "full" / "train" / "own" / "fao" / "notes.txt").touch()
+    with pytest.raises(SystemExit, match=r"fao/notes\.txt is not of data_prep\.prepare: choose another --output"):
+        dry_run(tmp_path / "full")
+    (text / "notes.jsonl").touch()
+    with pytest.raises(SystemExit, match=r"notes\.jsonl: language 'notes' is not known"):
+        dry_run(tmp_path / "out")
+
+
 @pytest.mark.parametrize("output", ["text", "text/rows-64", "text/nno/rows-64", "link/rows-64"])
 @pytest.mark.parametrize("option", ["--input", "--mds"])
 def test_an_output_folder_in_the_input_is_refused(
