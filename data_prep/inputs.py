@@ -103,8 +103,15 @@ def list_files(location: str) -> dict[str, InputFile]:
 
 
 def file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that a location is of, and its path there; of a local one links are followed."""
-    system, path = fsspec.core.url_to_fs(location)
+    """The file system that a location is of, and its path there; of a local one links are followed.
+
+    Raises:
+        ValueError: it is of none that is known, or of one whose package is not installed; names that.
+    """
+    try:
+        system, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{location} cannot be listed: {error}") from None
     return LinkedFiles() if isinstance(system, LocalFileSystem) else system, path
 
 
@@ -165,7 +172,7 @@ def format_of(path: str) -> tuple[str, str | None]:
     suffix = "." + stem.rpartition(".")[2] if compression else dot + last
     if suffix not in FORMATS or (compression and suffix == ".parquet"):
         raise ValueError(
-            f"{path} is of no known format: text lies in {', '.join(FORMATS)}, the first three also with .gz or .zst; "
-            "move other files away"
+            f"{path} is of no known format: text lies in {', '.join(FORMATS)}, also with .gz or .zst, but for the "
+            "last; move other files away"
         )
     return suffix, compression

@@ -131,7 +131,7 @@ def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
 
 def report(work: Work, num_new: int) -> int:
     """Print what there is now; the exit status."""
-    manifests, quarantined, undivided = [], [], []
+    manifests, quarantined, undivided, textless = [], [], [], []
     documents = empty = duplicates = 0
     for stream in work.streams:
         record = work.read_record(stream)
@@ -140,10 +140,14 @@ def report(work: Work, num_new: int) -> int:
         undivided += record.get("undivided", [])  # a stream that was made before they were counted has none
         documents, empty = documents + record["documents"], empty + record["empty"]
         duplicates += record["duplicates"]
+        if not record["splits"] and not record["quarantined"]:
+            textless.append(f"{stream.source}/{stream.language}")
         for split in record["splits"]:
             manifests.append(read_manifest(stream_folder(work.output, split, stream.source, stream.language)))
     print(totals_table(manifests))
     print(f"{documents:,} documents read; left out: {duplicates:,} exact duplicates, {empty:,} without text")
+    if textless:
+        print(f"no rows were made of {few(textless)}: there is no text in their files")
     if undivided:
         print(
             f"{len(undivided)} .txt files have no blank line, and each was taken as one document: {few(undivided)}; "
@@ -156,6 +160,9 @@ def report(work: Work, num_new: int) -> int:
         print(f"{len(others)} streams of other text are there, too, and stay as they were: {few(others)}")
     for reason in quarantined:
         print(f"quarantined: {reason}", file=sys.stderr)
+    if not quarantined and not manifests:
+        print("error: there are no rows, for no input file holds text: fill them, and run this again", file=sys.stderr)
+        return 1
     if not quarantined:
         return 0
     num_files = sum(len(volume.files) for stream in work.streams for volume in stream.volumes)
@@ -204,8 +211,9 @@ def main() -> None:
     arguments = parse_arguments()
     check_row_length(arguments.row_length)
     check_heldout_rate(arguments.heldout_rate)
-    if arguments.workers < 1:
-        raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
+    for option in ("workers", "tasks", "memory"):
+        if (number := getattr(arguments, option)) < 1:
+            raise ValueError(f"--{option} {number}: must be at least 1")
     inputs = chosen_inputs(arguments)
     if arguments.dry_run:
         check_output(arguments.output)

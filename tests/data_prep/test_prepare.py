@@ -158,6 +158,20 @@ def test_the_record_of_a_stream_that_was_made_before_undivided_files_were_counte
     assert "0 streams made, 3 were up to date" in capsys.readouterr().out
 
 
+def test_languages_without_text_are_named_and_of_them_alone_there_are_no_rows(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for language in ("dan", "swe"):
+        write_jsonl(text / f"{language}.jsonl", [" ", ""])
+    arguments = arguments_of(text, corpus, tmp_path / "out")
+    for _ in range(2):  # it is told again when nothing is left to do
+        assert call(monkeypatch, prepare.main, *arguments) == 0
+        assert "no rows were made of own/dan, own/swe: there is no text in their files" in capsys.readouterr().out
+    arguments = arguments_of(text, corpus, tmp_path / "none", "--languages", "dan", "swe")
+    assert call(monkeypatch, prepare.main, *arguments) == 1
+    assert "error: there are no rows, for no input file holds text: fill them" in capsys.readouterr().err
+
+
 def test_many_names_are_told_in_a_few():
     assert few(["a", "b"]) == "a, b"
     assert few(list(map(str, range(12)))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
@@ -278,6 +292,8 @@ def test_languages_are_selected_by_name_or_list(
         (["--heldout-rate", 2], "heldout_rate=2.0 lies outside"),
         (["--source", "../x"], "--source '../x'"),
         (["--workers", 0], "--workers 0"),
+        (["--slurm", "x", "--tasks", 0], "--tasks 0: must be at least 1"),
+        (["--slurm", "x", "--memory", 0], "--memory 0: must be at least 1"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_changes_nothing(
