@@ -27,7 +27,7 @@ from data_prep.documents import add_cutting_options
 from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
 from mmbert.atomic import make_folder, remove
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.json_files import write_json
 from mmbert.file_contents import sha256_of
 from mmbert.run_lock import hold_run
@@ -137,7 +137,7 @@ def check_places(location: str, output: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Drop documents before data_prep.prepare sees them.")
     parser.add_argument("--input", required=True, help="text folder, as for data_prep.prepare")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make; its `text` is for prepare")
+    parser.add_argument("--output", type=local_folder, required=True, help="folder to make; its `text` is for prepare")
     parser.add_argument("--language", help="of all the text (default: the names of files and folders say it)")
     add_cutting_options(parser)
     parser.add_argument("--minhash", action="store_true", help="drop near duplicates within a language")

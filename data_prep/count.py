@@ -31,7 +31,7 @@ from data_prep.train_tokenizer import BYTE_TOKENS
 from data_prep.verify import find_streams
 from data_prep.work import StreamPlan, text_bytes, volumes_of
 from mmbert.atomic import write_file
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import read_manifest
 from mmbert.packing import WRAPPER_TOKENS
 from mmbert.tokenizer import load_tokenizer
@@ -164,7 +164,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--input", help="text: a file, or a folder with <language>.jsonl or <language>/")
     what.add_argument("--shards", type=Path, help="a folder of data_prep.prepare: its manifests are read, nothing else")
     parser.add_argument("--tokenizer", type=Path, action="append", help="tokenizer folder; may be given several times")
-    parser.add_argument("--output", type=Path, required=True, help="folder for counts.csv and counts.png")
+    parser.add_argument("--output", type=local_folder, required=True, help="folder for counts.csv and counts.png")
     parser.add_argument("--source", default="mine", help="name of the corpus (default: %(default)s)")
     parser.add_argument("--language", help="of all the text, where its names say none")
     add_reading_options(parser)

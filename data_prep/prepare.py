@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
@@ -23,10 +22,10 @@ from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import check_heldout_rate
 from data_prep.totals import few, totals_table
-from data_prep.work import FOLDER, Settings, Work, plan, write_plan
+from data_prep.work import Settings, Work, check_output, plan, write_plan
 from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line, local_folder
-from mmbert.manifest import OWN_FILES, SPLITS, read_manifest, stream_folder
+from mmbert.manifest import read_manifest, stream_folder
 from mmbert.packing import check_row_length
 from mmbert.run_lock import hold_run
 from mmbert.streams import read_languages
@@ -64,23 +63,6 @@ def to_do(work: Work) -> Iterator[Work]:
         yield rest
     finally:
         lock.release()
-
-
-def check_output(output: Path) -> list[Path]:
-    """The streams in an output folder, which must hold nothing else.
-
-    Raises:
-        FileExistsError: it does; nothing was touched.
-    """
-    for path in output.glob("*"):
-        if path.name not in (*SPLITS, FOLDER):
-            raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
-    streams = [folder for split in SPLITS for folder in sorted(output.glob(f"{split}/*/[!.]*"))]
-    for folder in streams:
-        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
-        if strangers:
-            raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
-    return streams
 
 
 def check_rows(work: Work) -> None:

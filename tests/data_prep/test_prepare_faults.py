@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import partition, prepare, publish, repack, work
+from data_prep import clean, count, partition, prepare, publish, repack, train_tokenizer, work
 from data_prep.inputs import find_inputs
 from data_prep.steps import STAGES
 from mmbert.manifest import list_languages, pieces_name, shard_name
@@ -247,3 +247,6 @@ def test_an_object_store_is_no_folder_to_write_to(
 ):
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, "s3://bucket/rows")) == 2  # type: ignore[arg-type]
     assert "s3://bucket/rows lies in an object store: name a folder" in capsys.readouterr().err
+    for program in (count, train_tokenizer, clean):
+        assert call(monkeypatch, program.main, "--input", text, "--output", "s3://bucket/made") == 2
+        assert "s3://bucket/made lies in an object store: name a folder" in capsys.readouterr().err
