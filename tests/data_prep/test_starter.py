@@ -69,7 +69,9 @@ def test_the_yaml_may_be_for_another_machine(
         monkeypatch.setattr(starter, "GPU", Path("/dev/null"))
 
 
-def test_names_and_places_are_read_back_as_they_are(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_names_and_places_are_read_back_as_they_are(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """YAML takes 2024 for a number, yes for a truth, and a place like this for anything but a place."""
     (tmp_path / "text").mkdir()
     for language in ("fao", "yes"):
@@ -77,7 +79,9 @@ def test_names_and_places_are_read_back_as_they_are(corpus: Corpus, tmp_path: Pa
     folder = tmp_path / "a: b, [c] #d é" / "2024"
     arguments = arguments_of(tmp_path / "text", corpus, folder / "rows", "--source", "123")
     call(monkeypatch, prepare.main, *arguments)
-    config = start(monkeypatch, corpus, folder / "rows", folder / "train.yaml")
+    for _ in range(2):  # a shell reads the command back, too, also when the file is there already
+        config = start(monkeypatch, corpus, folder / "rows", folder / "train.yaml")
+        assert f"Train: composer main.py '{folder}/train.yaml'\n" in capsys.readouterr().out
     [group] = config.data.mixture.values()
     assert (config.name, group.source, group.languages) == ("2024", "123", ["fao", "yes"])
     monkeypatch.chdir(folder)
