@@ -73,12 +73,14 @@ clean-demo:  ## remove what `make demo` made, for both tokenizers
 ROW_LENGTH ?= 1024
 GEMMA2 := data/tokenizer-gemma2
 TEXT_TOKENIZER ?= $(GEMMA2)
+PREPARE = $(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" \
+  --row-length $(ROW_LENGTH) --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
 
 data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML that trains on them
 	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
-	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != $(GEMMA2) ] || $(BIN)/python -m data_prep.gemma2 --output $(GEMMA2)
-	status=0; $(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" \
-	  --row-length $(ROW_LENGTH) --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS) || status=$$?; \
+	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != $(GEMMA2) ] || { \
+	  $(PREPARE) --dry-run && $(BIN)/python -m data_prep.gemma2 --output $(GEMMA2); }
+	status=0; $(PREPARE) || status=$$?; \
 	[ $$status = 0 ] || [ $$status = 3 ] || exit $$status; \
 	$(BIN)/python -m data_prep.verify "$(OUTPUT)/rows-$(ROW_LENGTH)"; \
 	$(BIN)/python -m data_prep.starter --rows "$(OUTPUT)/rows-$(ROW_LENGTH)" --tokenizer "$(TEXT_TOKENIZER)" \

@@ -24,10 +24,10 @@ from data_prep.batches import batches
 from data_prep.clean_filters import QUALITY, Cleaning, check_known, read_thresholds
 from data_prep.clean_language import Job, filter_part, finish_language, finished
 from data_prep.documents import add_cutting_options
-from data_prep.inputs import Inputs, find_inputs
+from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
 from mmbert.atomic import make_folder, remove
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.json_files import write_json
 from mmbert.file_contents import sha256_of
 from mmbert.run_lock import hold_run
@@ -123,10 +123,21 @@ def write_report(output: Path, jobs: list[Job], failed: dict[str, str]) -> str:
     return f"{output}: {len(records)} languages, {read:,} documents, {kept:,} kept; {dropped}"
 
 
+def check_places(location: str, output: Path) -> None:
+    """Refuse to write below the input, and to read what is written: a language's text is replaced when it is cleaned.
+
+    Raises:
+        ValueError: the output lies in the input, or the input in the text of the output.
+    """
+    check_apart(location, output)
+    if "://" not in location and Path(location).resolve().is_relative_to((output / "text").resolve()):
+        raise ValueError(f"--input {location} is text of --output {output}, and would be replaced: choose another one")
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Drop documents before data_prep.prepare sees them.")
     parser.add_argument("--input", required=True, help="text folder, as for data_prep.prepare")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make; its `text` is for prepare")
+    parser.add_argument("--output", type=local_folder, required=True, help="folder to make; its `text` is for prepare")
     parser.add_argument("--language", help="of all the text (default: the names of files and folders say it)")
     add_cutting_options(parser)
     parser.add_argument("--minhash", action="store_true", help="drop near duplicates within a language")
@@ -151,6 +162,7 @@ def parse_arguments() -> argparse.Namespace:
 @errors_in_one_line()
 def main() -> None:
     arguments = parse_arguments()
+    check_places(arguments.input, arguments.output)
     cleaning = Cleaning(
         quality=tuple(name for name in QUALITY if name in arguments.quality),
         thresholds=arguments.thresholds,

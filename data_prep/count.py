@@ -6,7 +6,7 @@ r"""Count text: documents, characters, bytes, words and tokens of every language
 
 Writes counts.csv, which `make plan COUNTS=...` reads, counts.png and, to the console, a table. With several tokenizers
 each has a CSV of its own, counts-<name>.csv. A duplicate counts as often as it is there. A process holds as much text
-as a batch, or one document.
+as a batch, or one document; with --heldout-rate all of a small language, for its rule of what is held out needs that.
 """
 import argparse
 import os
@@ -24,13 +24,14 @@ from data_prep.count_table import counts_table
 from data_prep.counts import Counts, counts_csv, total
 from data_prep.documents import Reading, add_reading_options, chosen_reading, text_documents
 from data_prep.fast_tokenizer import BACKENDS, Backend, Encoder, encoder
-from data_prep.inputs import InputFile, Inputs, Stream, find_inputs
+from data_prep.inputs import InputFile, Inputs, Stream, check_apart, find_inputs
 from data_prep.parallel import spread
-from data_prep.split import document_hash
+from data_prep.split import check_heldout_rate, heldout_mask
 from data_prep.train_tokenizer import BYTE_TOKENS
 from data_prep.verify import find_streams
+from data_prep.work import StreamPlan, text_bytes, volumes_of
 from mmbert.atomic import write_file
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import read_manifest
 from mmbert.packing import WRAPPER_TOKENS
 from mmbert.tokenizer import load_tokenizer
@@ -50,10 +51,25 @@ class Settings:
     reading: Reading
 
 
-def count_file(file: InputFile, settings: Settings) -> list[Counts]:
-    """What one file holds, with each tokenizer."""
+@dataclass(frozen=True)
+class Part:
+    """Files that are counted together: all of a stream that `prepare` takes for small, or one of a large stream."""
+
+    files: tuple[InputFile, ...]
+    is_whole: bool
+
+
+def parts_of(stream: Stream, files: tuple[InputFile, ...]) -> list[Part]:
+    """The parts of a stream."""
+    if StreamPlan(*stream, list(volumes_of(files, text_bytes))).is_small:
+        return [Part(files, is_whole=True)]
+    return [Part((file,), is_whole=False) for file in files]
+
+
+def count_part(part: Part, settings: Settings) -> list[Counts]:
+    """What some files hold, with each tokenizer."""
     sums = [Counts()] * len(settings.tokenizers)
-    for texts in batches(documents_of(file, settings), len, BATCH):
+    for texts in batches(documents_of(part, settings), len, BATCH):
         sums = [
             total([so_far, count_texts(texts, *loaded(folder, settings.backend))])
             for so_far, folder in zip(sums, settings.tokenizers, strict=True)
@@ -61,26 +77,32 @@ def count_file(file: InputFile, settings: Settings) -> list[Counts]:
     return sums
 
 
-def documents_of(file: InputFile, settings: Settings) -> Iterator[str]:
-    """The documents of a file that hold text and are counted."""
-    for document in text_documents(file, settings.reading):
-        if document and not (settings.heldout_rate and document_hash(document) < settings.heldout_rate):
-            yield document
+def documents_of(part: Part, settings: Settings) -> Iterator[str]:
+    """The documents of a part that hold text and are counted."""
+    documents = (document for file in part.files for document in text_documents(file, settings.reading) if document)
+    if not settings.heldout_rate:
+        yield from documents
+        return
+    for texts in [list(documents)] if part.is_whole else batches(documents, len, BATCH):
+        mask = heldout_mask(texts, settings.heldout_rate, part.is_whole)
+        yield from (text for text, is_heldout in zip(texts, mask, strict=True) if not is_heldout)
 
 
 def count_texts(texts: list[str], encode: Encoder, is_byte: NDArray[np.bool_]) -> Counts:
-    """What some documents hold.
+    """What some documents hold. What gives no token is left out, as `prepare` leaves it out.
 
     Args:
         is_byte: (vocabulary,) which tokens stand for one byte.
     """
-    ids = np.concatenate(encode(texts))
+    ids_of_each = encode(texts)
+    kept = [text for text, ids in zip(texts, ids_of_each, strict=True) if len(ids)]
+    ids = np.concatenate(ids_of_each)
     return Counts(
-        tokens=len(ids) + WRAPPER_TOKENS * len(texts),
-        documents=len(texts),
-        characters=sum(map(len, texts)),
-        bytes=sum(len(text.encode()) for text in texts),
-        words=sum(len(text.split()) for text in texts),
+        tokens=len(ids) + WRAPPER_TOKENS * len(kept),
+        documents=len(kept),
+        characters=sum(map(len, kept)),
+        bytes=sum(len(text.encode()) for text in kept),
+        words=sum(len(text.split()) for text in kept),
         text_tokens=len(ids),
         unknown_tokens=int((ids == encode.tokenizer.unk_token_id).sum()),
         byte_tokens=int(is_byte[ids].sum()),
@@ -99,10 +121,10 @@ def loaded(folder: Path, backend: Backend) -> tuple[Encoder, NDArray[np.bool_]]:
 
 def count_inputs(inputs: Inputs, settings: Settings, workers: int) -> Tables:
     """What each stream holds, with each tokenizer. Streams without text are left out."""
-    files = [(stream, file) for stream, of_stream in inputs.items() for file in of_stream]
+    parts = [(stream, part) for stream, files in inputs.items() for part in parts_of(stream, files)]
     tables: Tables = {folder.name: dict.fromkeys(inputs, Counts()) for folder in settings.tokenizers}
-    found = spread(partial(count_file, settings=settings), [file for _, file in files], workers, "count")
-    for (stream, _), counts in zip(files, found, strict=True):
+    found = spread(partial(count_part, settings=settings), [part for _, part in parts], workers, "count", unit="part")
+    for (stream, _), counts in zip(parts, found, strict=True):
         for table, each in zip(tables.values(), counts, strict=True):
             table[stream] = total([table[stream], each])
     return {name: {stream: each for stream, each in table.items() if each.documents} for name, table in tables.items()}
@@ -142,7 +164,7 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--input", help="text: a file, or a folder with <language>.jsonl or <language>/")
     what.add_argument("--shards", type=Path, help="a folder of data_prep.prepare: its manifests are read, nothing else")
     parser.add_argument("--tokenizer", type=Path, action="append", help="tokenizer folder; may be given several times")
-    parser.add_argument("--output", type=Path, required=True, help="folder for counts.csv and counts.png")
+    parser.add_argument("--output", type=local_folder, required=True, help="folder for counts.csv and counts.png")
     parser.add_argument("--source", default="mine", help="name of the corpus (default: %(default)s)")
     parser.add_argument("--language", help="of all the text, where its names say none")
     add_reading_options(parser)
@@ -156,8 +178,10 @@ def count_text(arguments: argparse.Namespace) -> Tables:
     """The tables of --input.
 
     Raises:
-        ValueError: no tokenizer was given, or two folders of one name.
+        ValueError: no tokenizer was given, or two folders of one name; or the held-out rate is no share.
     """
+    if arguments.heldout_rate:
+        check_heldout_rate(arguments.heldout_rate)
     folders = tuple(arguments.tokenizer or ())
     names = [folder.name for folder in folders]
     if not folders or len(set(names)) < len(names):
@@ -175,6 +199,7 @@ def count_text(arguments: argparse.Namespace) -> Tables:
 @errors_in_one_line()
 def main() -> None:
     arguments = parse_arguments()
+    check_apart(arguments.input or str(arguments.shards), arguments.output)
     if arguments.shards:
         tables = {f"training rows in {arguments.shards}": count_shards(arguments.shards)}
     else:

@@ -44,7 +44,7 @@ def read_texts(file: InputFile, text_key: str = "text", whole_txt: bool = False)
     """
     suffix, compression = format_of(file.path)
     try:
-        with fsspec.open(file.path, "rb") as raw:
+        with (fsspec.open if "://" in file.path else open)(file.path, "rb") as raw:  # fsspec takes `a::b` for a URL
             stream = decompressed(raw, compression)
             if suffix == ".txt" and whole_txt:
                 yield "\n".join(lines_of(file.path, stream))
@@ -106,13 +106,18 @@ def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            raise BrokenInputError(f"{path}:{number} is not valid JSON: {error}") from None
+            reason = f"is not valid JSON: {error}; one object a line is expected"
+            raise BrokenInputError(f"{path}:{number} {reason}") from None
         if not isinstance(value, dict):
             raise BrokenInputError(f"{path}:{number} is no JSON object: one object a line is expected")
-        if text_key not in value or not isinstance(value[text_key], str | None):
+        if text_key not in value:
             keys = ", ".join(value)
             raise BrokenInputError(f"{path}:{number} has no text under {text_key!r} (keys: {keys}): give --text-key")
-        yield value[text_key] or ""
+        text = value[text_key]
+        if not isinstance(text, str | None):
+            reason = f"has no text under {text_key!r}, but what JSON reads as {type(text).__name__}: make it a string"
+            raise BrokenInputError(f"{path}:{number} {reason}")
+        yield text or ""
 
 
 def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
@@ -120,12 +125,18 @@ def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)
     rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
     try:
-        if text_key not in (rows.fieldnames or []):
-            heads = ", ".join(rows.fieldnames or [])
-            raise BrokenInputError(f"{path} has no column {text_key!r} (columns: {heads}): give --text-key")
+        if not rows.fieldnames:
+            raise BrokenInputError(f"{path} has no column {text_key!r}, for it is empty: fill it, or remove it")
+        if text_key not in rows.fieldnames:
+            heads = ", ".join(rows.fieldnames)
+            raise BrokenInputError(
+                f"{path} has no column {text_key!r} (columns: {heads}): give --text-key; only commas part columns"
+            )
         for row in rows:
             if None in row or None in row.values():
-                raise BrokenInputError(f"{path}:{rows.line_num} has another number of fields than the head line")
+                raise BrokenInputError(
+                    f"{path}:{rows.line_num} has another number of fields than the head line: quote what holds commas"
+                )
             yield row[text_key]
     except (csv.Error, UnicodeDecodeError) as error:
         raise BrokenInputError(f"{path}:{rows.line_num} is damaged: {error}") from None
@@ -135,9 +146,11 @@ def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
     """One text a row; one that is null is empty."""
     table = pyarrow.parquet.ParquetFile(stream)
     kind = dict(zip(table.schema_arrow.names, table.schema_arrow.types, strict=True)).get(text_key)
-    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+    if kind is None:
         heads = ", ".join(table.schema_arrow.names)
         raise BrokenInputError(f"{path} has no column {text_key!r} of strings (columns: {heads}): give --text-key")
+    if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        raise BrokenInputError(f"{path} has no column {text_key!r} of strings, but one of {kind}: write it as strings")
     try:
         for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
             yield from (text or "" for text in batch.column(0).to_pylist())

@@ -61,6 +61,22 @@ def find_inputs(location: str, source: str, language: str | None = None) -> Inpu
     return {stream: tuple(sorted(files)) for stream, files in sorted(streams.items())}
 
 
+def check_apart(location: str, output: Path) -> None:
+    """Refuse to write below the input: the next run would take for input what is written there.
+
+    Args:
+        location: the input, a file or a folder; a URL is never refused.
+
+    Raises:
+        ValueError: the output folder is the input, or lies in it.
+    """
+    if "://" not in location and output.resolve().is_relative_to(Path(location).resolve()):
+        raise ValueError(
+            f"--output {output} lies in the input, {location}, and the next run would take it for a part of that: "
+            "choose one outside"
+        )
+
+
 def list_files(location: str) -> dict[str, InputFile]:
     """Path below the location -> file; hidden ones are the system's. A single file stands for itself, by its name.
 
@@ -87,8 +103,15 @@ def list_files(location: str) -> dict[str, InputFile]:
 
 
 def file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that a location is of, and its path there; of a local one links are followed."""
-    system, path = fsspec.core.url_to_fs(location)
+    """The file system that a location is of, and its path there; of a local one links are followed.
+
+    Raises:
+        ValueError: it is of none that is known, or of one whose package is not installed; names that.
+    """
+    try:
+        system, path = fsspec.core.url_to_fs(location)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{location} cannot be listed: {error}") from None
     return LinkedFiles() if isinstance(system, LocalFileSystem) else system, path
 
 
@@ -149,7 +172,7 @@ def format_of(path: str) -> tuple[str, str | None]:
     suffix = "." + stem.rpartition(".")[2] if compression else dot + last
     if suffix not in FORMATS or (compression and suffix == ".parquet"):
         raise ValueError(
-            f"{path} is of no known format: text lies in {', '.join(FORMATS)}, the first three also with .gz or .zst; "
-            "move other files away"
+            f"{path} is of no known format: text lies in {', '.join(FORMATS)}, also with .gz or .zst, but for the "
+            "last; move other files away"
         )
     return suffix, compression

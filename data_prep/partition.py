@@ -26,6 +26,7 @@ from mmbert.file_contents import parse_object
 
 RUN_BYTES = 256 * 2**20  # in memory at a time
 LENGTH_BYTES = 4
+LARGEST_DOCUMENT = 2 ** (8 * LENGTH_BYTES) - 1  # bytes
 UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 
 
@@ -62,14 +63,18 @@ def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
     """The documents of a file as bytes: texts, normalised, as UTF-8, or ids as uint32.
 
     Raises:
-        BrokenInputError: it cannot be read to its end, or holds none.
+        BrokenInputError: it cannot be read to its end, or holds none, or one that is too large.
         OSError: it cannot be opened or read.
     """
-    is_empty = True
-    for payload in texts(file, settings) if settings.reader == "text" else ids(file, settings):
+    number = 0
+    for number, payload in enumerate(texts(file, settings) if settings.reader == "text" else ids(file, settings), 1):
+        if len(payload) > LARGEST_DOCUMENT:
+            raise BrokenInputError(
+                f"{file.path}: document {number} has {len(payload):,} bytes, and may have {LARGEST_DOCUMENT:,} at "
+                "most: cut it, or take it out"
+            )
         yield payload
-        is_empty = False
-    if is_empty:
+    if not number:
         raise BrokenInputError(f"{file.path} holds no document: fill it, or remove it")
 
 

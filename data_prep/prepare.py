@@ -11,22 +11,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from data_prep.documents import add_reading_options, chosen_reading
 from data_prep.executors import Slurm, run_locally, submit_to_slurm
 from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
-from data_prep.inputs import Inputs, find_inputs
+from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.language_codes import canonical
 from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import check_heldout_rate
 from data_prep.totals import few, totals_table
-from data_prep.work import FOLDER, Settings, Work, plan, write_plan
+from data_prep.work import Settings, Work, check_output, plan, write_plan
 from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line, local_folder
-from mmbert.manifest import OWN_FILES, SPLITS, read_manifest, stream_folder
+from mmbert.manifest import read_manifest, stream_folder
 from mmbert.packing import check_row_length
 from mmbert.run_lock import hold_run
 from mmbert.streams import read_languages
@@ -57,7 +56,7 @@ def to_do(work: Work) -> Iterator[Work]:
     make_folder(work.folder)
     lock = hold_run(work.folder)
     try:
-        check_output(work)
+        check_rows(work)
         rest = Work(work.settings, work.tokenizer_digest, [s for s in work.streams if work.read_record(s) is None])
         check_not_queued(rest)
         write_plan(rest)
@@ -66,22 +65,14 @@ def to_do(work: Work) -> Iterator[Work]:
         lock.release()
 
 
-def check_output(work: Work) -> None:
+def check_rows(work: Work) -> None:
     """Refuse an output folder that holds anything but streams of this tokenizer and row length.
 
     Raises:
         FileExistsError: it does; nothing was touched.
     """
     settings = work.settings
-    for path in work.output.glob("*"):
-        if path.name not in (*SPLITS, FOLDER):
-            raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
-    for folder in sorted(work.output.glob("*/*/[!.]*")):
-        if folder.relative_to(work.output).parts[0] == FOLDER:
-            continue
-        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
-        if strangers:
-            raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
+    for folder in check_output(work.output):
         try:
             manifest = read_manifest(folder)
         except (ValueError, FileNotFoundError):
@@ -91,19 +82,6 @@ def check_output(work: Work) -> None:
                 f"{folder} has row_length {manifest.row_length} and tokenizer {manifest.tokenizer[:12]}, not "
                 f"{settings.row_length} and {work.tokenizer_digest[:12]}: choose another --output"
             )
-
-
-def check_apart(location: str, output: Path) -> None:
-    """Refuse to write below the input: the next run would take the rows for text.
-
-    Raises:
-        ValueError: the output folder is the input, or lies in it.
-    """
-    if "://" not in location and output.resolve().is_relative_to(Path(location).resolve()):
-        raise ValueError(
-            f"--output {output} lies in the input, {location}, and the next run would take it for text: choose one "
-            "outside"
-        )
 
 
 def chosen_inputs(arguments: argparse.Namespace) -> Inputs:
@@ -135,7 +113,7 @@ def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
 
 def report(work: Work, num_new: int) -> int:
     """Print what there is now; the exit status."""
-    manifests, quarantined, undivided = [], [], []
+    manifests, quarantined, undivided, textless = [], [], [], []
     documents = empty = duplicates = 0
     for stream in work.streams:
         record = work.read_record(stream)
@@ -144,10 +122,14 @@ def report(work: Work, num_new: int) -> int:
         undivided += record.get("undivided", [])  # a stream that was made before they were counted has none
         documents, empty = documents + record["documents"], empty + record["empty"]
         duplicates += record["duplicates"]
+        if not record["splits"] and not record["quarantined"]:
+            textless.append(f"{stream.source}/{stream.language}")
         for split in record["splits"]:
             manifests.append(read_manifest(stream_folder(work.output, split, stream.source, stream.language)))
     print(totals_table(manifests))
     print(f"{documents:,} documents read; left out: {duplicates:,} exact duplicates, {empty:,} without text")
+    if textless:
+        print(f"no rows were made of {few(textless)}: there is no text in their files")
     if undivided:
         print(
             f"{len(undivided)} .txt files have no blank line, and each was taken as one document: {few(undivided)}; "
@@ -160,6 +142,9 @@ def report(work: Work, num_new: int) -> int:
         print(f"{len(others)} streams of other text are there, too, and stay as they were: {few(others)}")
     for reason in quarantined:
         print(f"quarantined: {reason}", file=sys.stderr)
+    if not quarantined and not manifests:
+        print("error: there are no rows, for no input file holds text: fill them, and run this again", file=sys.stderr)
+        return 1
     if not quarantined:
         return 0
     num_files = sum(len(volume.files) for stream in work.streams for volume in stream.volumes)
@@ -195,6 +180,7 @@ def parse_arguments() -> argparse.Namespace:
     add_reading_options(parser)
     parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--dry-run", action="store_true", help="check input and output alone: needs no tokenizer yet")
     parser.add_argument("--slurm", metavar="PARTITION", help="submit job arrays instead of working here")
     parser.add_argument("--slurm-time", default="12:00:00", help="limit of a task (default: 12:00:00)")
     parser.add_argument("--tasks", type=int, default=1000, help="most tasks of an array (default: 1000)")
@@ -207,9 +193,14 @@ def main() -> None:
     arguments = parse_arguments()
     check_row_length(arguments.row_length)
     check_heldout_rate(arguments.heldout_rate)
-    if arguments.workers < 1:
-        raise ValueError(f"--workers {arguments.workers}: at least one process has to do the work")
+    for option in ("workers", "tasks", "memory"):
+        if (number := getattr(arguments, option)) < 1:
+            raise ValueError(f"--{option} {number}: must be at least 1")
     inputs = chosen_inputs(arguments)
+    if arguments.dry_run:
+        check_output(arguments.output)
+        print(f"found {sum(map(len, inputs.values())):,} files of {len(inputs):,} languages; nothing was read or made")
+        return
     reading = chosen_reading(arguments)
     settings = Settings(
         output=str(arguments.output),

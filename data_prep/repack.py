@@ -16,7 +16,7 @@ from data_prep.pieces import read_documents
 from data_prep.rows import Shape, shuffle_seed, write_index, write_shard
 from data_prep.totals import totals_table
 from data_prep.verify import find_streams
-from data_prep.work import FOLDER
+from data_prep.work import FOLDER, check_output
 from mmbert.atomic import make_folder, partial_folder, publish_folder
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import Manifest, ShardRecord, check_stream, read_manifest, stream_folder, write_manifest
@@ -80,6 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_row_length(arguments.row_length)
     folders = find_streams(arguments.input)
+    check_output(arguments.output)
     make_folder(arguments.output / FOLDER)
     lock = hold_run(arguments.output / FOLDER)
     try:

@@ -16,6 +16,8 @@ from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, SPLITS, pieces_name, shard_name
 from mmbert.packing import TokenIds, pack_pieces
 
+LARGEST_SHARD = 2**32 - 1  # bytes: MDS says in 32 bits where a sample begins, and its writer does not notice more
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -85,6 +87,9 @@ def write_shard(folder: Path, number: int, documents: Sequence[TokenIds], shape:
 
     Returns:
         The shard's entry for index.json, its record for the manifest, and its tokens.
+
+    Raises:
+        ValueError: the shard would be larger than MDS can be.
     """
     rows, pieces = pack_pieces(documents, shape.row_length, shape.bos_token_id, shape.eos_token_id)
     order = np.random.default_rng(shape.seed).permutation(len(rows))
@@ -98,6 +103,11 @@ def write_shard(folder: Path, number: int, documents: Sequence[TokenIds], shape:
                 writer.write(asdict(rows[index]))
         np.save(partial / "pieces.npy", np.concatenate([pieces[index] for index in order]))
         shard = partial / "mds" / shard_name(0)
+        if (size := shard.stat().st_size) > LARGEST_SHARD:
+            raise ValueError(
+                f"shard {number} of {folder} has {size:,} bytes, and may have {LARGEST_SHARD:,}: cut documents of more "
+                "than a gigabyte, and unpack compressed files, whose text is far more than their size says"
+            )
         [entry] = json.loads((partial / "mds" / "index.json").read_text())["shards"]
         entry["raw_data"]["basename"] = shard_name(number)
         record = {

@@ -21,9 +21,9 @@ def share_of(digest: bytes) -> float:
     return (int.from_bytes(digest[:8]) >> 11) / 2**53
 
 
-def heldout_mask(texts: Sequence[str], heldout_rate: float) -> list[bool]:
+def heldout_mask(texts: Sequence[str], heldout_rate: float, is_whole: bool = True) -> list[bool]:
     """True where a document of one language is held out; see `heldout_documents`."""
-    return heldout_documents([hashlib.sha256(text.encode()).digest() for text in texts], heldout_rate)
+    return heldout_documents([hashlib.sha256(text.encode()).digest() for text in texts], heldout_rate, is_whole)
 
 
 def heldout_documents(digests: Sequence[bytes], heldout_rate: float, is_whole: bool = True) -> list[bool]:

@@ -9,6 +9,7 @@ of it does not fit the rows is told.
 import argparse
 import json
 import os
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
         rows=rows,
         tokens=tokens,
         num_languages=len(train),
-        path=path,
+        path=shlex.quote(str(path)),
         little=LITTLE.format(passes=duration / tokens) if duration > 2 * PASSES * tokens else "",
         common=quoted(yamls / "common.yaml"),
         model=quoted(yamls / "model" / ("small.yaml" if on_gpu else "tiny.yaml")),
@@ -148,7 +149,7 @@ def main() -> None:
         found = misfit(arguments.output, arguments.rows)
         remedy = f", but it {found}: move it away to have a new one" if found else ""
         print(f"{arguments.output} is there already, and stays as it is{remedy}")
-        print(f"Train: composer main.py {arguments.output}")
+        print(f"Train: composer main.py {shlex.quote(str(arguments.output))}")
     else:
         manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
         on_gpu = GPU.exists() if arguments.device is None else arguments.device == "gpu"

@@ -24,10 +24,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from data_prep.documents import add_reading_options, chosen_reading
-from data_prep.inputs import find_inputs
+from data_prep.inputs import check_apart, find_inputs
 from data_prep.sample_texts import sample_texts
-from data_prep.split import DEFAULT_HELDOUT_RATE
-from mmbert.command import errors_in_one_line
+from data_prep.split import DEFAULT_HELDOUT_RATE, check_heldout_rate
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.tokenizer import SPECIAL_TOKENS, save_tokenizer
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a tokenizer on a sample of the text of many languages.")
     parser.add_argument("--input", required=True, help="text: a file, or a folder with <language>.jsonl or <language>/")
     parser.add_argument("--language", help="of all the text, where its names say none")
-    parser.add_argument("--output", type=Path, required=True, help="tokenizer folder to make")
+    parser.add_argument("--output", type=local_folder, required=True, help="tokenizer folder to make")
     parser.add_argument("--vocab-size", type=int, required=True, help="tokens, special and byte tokens included")
     parser.add_argument("--characters", type=int, default=100_000_000, help="to train on (default: %(default)s)")
     parser.add_argument("--tau", type=float, default=0.3, help="shares are p ~ n^tau (default: %(default)s)")
@@ -118,6 +118,12 @@ def parse_arguments() -> argparse.Namespace:
 @errors_in_one_line()
 def main() -> None:
     arguments = parse_arguments()
+    check_apart(arguments.input, arguments.output)
+    check_heldout_rate(arguments.heldout_rate)
+    if arguments.characters < 1:
+        raise ValueError(f"--characters {arguments.characters}: must be at least 1, and is best some millions")
+    if not 0.0 <= arguments.tau <= 1.0:
+        raise ValueError(f"--tau {arguments.tau} lies outside [0, 1]: 0 gives each language the same share, 1 its own")
     sizes, sample = sample_texts(
         find_inputs(arguments.input, "text", arguments.language),
         arguments.tau,

@@ -19,7 +19,7 @@ from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, format_of
 from mmbert.atomic import fsync, make_folder, remove, write_file
 from mmbert.file_contents import parse_object
-from mmbert.manifest import SPLITS, check_stream, stream_folder
+from mmbert.manifest import OWN_FILES, SPLITS, check_stream, stream_folder
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.typed import build
 
@@ -216,6 +216,23 @@ def text_bytes(file: InputFile) -> int:
     """About how much text a file holds."""
     suffix, compression = format_of(file.path)
     return file.size * EXPANSION.get(compression or suffix, 1)
+
+
+def check_output(output: Path) -> list[Path]:
+    """The streams in an output folder, which must hold nothing else.
+
+    Raises:
+        FileExistsError: it does; nothing was touched.
+    """
+    for path in output.glob("*"):
+        if path.name not in (*SPLITS, FOLDER):
+            raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
+    streams = [folder for split in SPLITS for folder in sorted(output.glob(f"{split}/*/[!.]*"))]
+    for folder in streams:
+        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
+        if strangers:
+            raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
+    return streams
 
 
 def write_plan(work: Work) -> None:

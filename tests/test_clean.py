@@ -211,6 +211,23 @@ def test_a_broken_file_is_named_and_the_other_languages_are_cleaned(tmp_path, mo
     assert list(json.loads((tmp_path / "out" / "clean.json").read_text())["failed"]) == ["isl"]
 
 
+@pytest.mark.parametrize(
+    "corpus, output, reason",
+    [
+        ("in", "in/clean", r"--output .*in/clean lies in the input, .*in, .*: choose one outside"),
+        ("out/text", "out", r"--input .*out/text is text of --output .*out, and would be replaced: choose another"),
+        ("out/text/fao", "out", r"--input .*out/text/fao is text of --output .*out"),
+    ],
+)
+def test_what_is_read_and_what_is_written_lie_apart(tmp_path, monkeypatch, corpus, output, reason):
+    write(tmp_path / "in" / "fao" / "x.jsonl", ["góður texti", "góður texti"])
+    run(monkeypatch, tmp_path / "in", tmp_path / "out", "--quality", "repetition", "--workers", "1")
+    before = tree(tmp_path)
+    with pytest.raises(SystemExit, match=reason):
+        run(monkeypatch, tmp_path / corpus, tmp_path / output, "--language", "fao", "--minhash", "--workers", "1")
+    assert tree(tmp_path) == before
+
+
 def test_a_language_without_a_good_document_has_no_text(tmp_path, monkeypatch):
     write(tmp_path / "in" / "fao.jsonl", ["stutt", " \n"])
     run(monkeypatch, tmp_path / "in", tmp_path / "out", "--quality", "gopher", "--workers", "1")

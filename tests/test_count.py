@@ -95,6 +95,17 @@ def test_the_held_out_tenth_can_be_left_out(tokenizer: Path, tmp_path: Path) -> 
     assert len(kept) < 500
 
 
+def test_a_document_without_a_token_is_left_out_as_it_is_of_rows(tokenizer: Path, tmp_path: Path) -> None:
+    spec = json.loads((tokenizer / "tokenizer.json").read_text())
+    spec["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
+    save_tokenizer(spec, tmp_path / "tokenizer", origin=Path("test"))
+    write(tmp_path / "text" / "fao.jsonl", ["beda", "\u200b"])
+    write(tmp_path / "text" / "isl.jsonl", ["\u200b\u200b"])
+    found = counted(tmp_path / "text", tmp_path / "tokenizer")
+    assert list(found) == [("own", "fao")]
+    assert (found["own", "fao"].tokens, found["own", "fao"].documents, found["own", "fao"].bytes) == (3, 1, 4)
+
+
 def test_a_stream_without_text_is_left_out(tokenizer: Path, tmp_path: Path) -> None:
     write(tmp_path / "fao.jsonl", ["beda"])
     write(tmp_path / "isl.jsonl", ["\n"])
@@ -198,6 +209,7 @@ def test_several_tokenizers_have_a_table_each(
 @pytest.mark.parametrize(
     "arguments, reason",
     [
+        (["--input", "{text}", "--tokenizer", "{tokenizer}", "--heldout-rate", "2"], r"heldout_rate=2\.0 lies outside"),
         (["--input", "{text}"], "--tokenizer is missing"),
         (["--input", "{text}", "--tokenizer", "a/x", "--tokenizer", "b/x"], "several of different names"),
         (["--input", "{text}", "--tokenizer", "{tokenizer}"], "holds nothing to count"),
@@ -212,3 +224,16 @@ def test_a_wrong_argument_is_one_line(
     with pytest.raises(SystemExit, match=f"error: .*{reason}"):
         run(monkeypatch, *filled, "--output", tmp_path / "counts", "--workers", 1)
     assert not (tmp_path / "counts").exists()
+
+
+@pytest.mark.parametrize("what", ["--input", "--shards"])
+def test_counts_are_not_written_among_what_is_counted(
+    tokenizer: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The next run would take counts.csv for text, or refuse a folder of rows that holds it."""
+    write(tmp_path / "text" / "fao.jsonl", TEXTS)
+    folder = {"--input": tmp_path / "text", "--shards": corpus.shards[64]}[what]
+    arguments = (what, folder, "--tokenizer", tokenizer, "--output", folder / "counts", "--workers", 1)
+    with pytest.raises(SystemExit, match=rf"--output .*counts lies in the input, {folder}, .*: choose one outside"):
+        run(monkeypatch, *arguments)
+    assert not (folder / "counts").exists()

@@ -1,6 +1,7 @@
 """Which files hold which language, how each format is read, and how a text is spelled."""
 import gzip
 import json
+import sys
 from pathlib import Path
 from unicodedata import normalize
 
@@ -106,6 +107,11 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.jsonl", b'["a"]', "x.jsonl:1 is no JSON object: one object a line"),
         ("x.jsonl", b'{"url": 1, "content": "a"}', r"x.jsonl:1 has no text under 'text' \(keys: url, content\)"),
         ("x.jsonl", b'{"text": 3}', "x.jsonl:1 has no text"),
+        ("x.jsonl", b'{"text": [3]}', "x.jsonl:1 has no text under 'text', but what JSON reads as list: make it a str"),
+        ("x.json", b'{\n"text": "a"\n}', "x.json:1 is not valid JSON: .*; one object a line is expected"),
+        ("x.csv", b"text;id\r\na;1\r\n", r"no column 'text' \(columns: text;id\): give .*; only commas part columns"),
+        ("x.csv", b"", "x.csv has no column 'text', for it is empty: fill it, or remove it"),
+        ("x.csv", b"id,text\r\n1,a,b\r\n", "x.csv:2 has another number of fields .*: quote what holds commas"),
         ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl:1 is not valid JSON"),
         ("x.csv", b"id,content\r\n1,a\r\n", r"x.csv has no column 'text' \(columns: id, content\)"),
         ("x.csv", b"id,text\r\n1\r\n", "x.csv:2 has another number of fields"),
@@ -136,8 +142,10 @@ def test_a_file_that_was_cut_off_is_never_taken_for_a_whole_one(tmp_path: Path, 
 def test_columns_of_other_types_are_no_text(tmp_path: Path):
     (tmp_path / "x.parquet").write_bytes(parquet(["a", None], "text"))
     assert list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, ""))) == ["a", ""]
-    with pytest.raises(BrokenInputError, match="no column 'n' of strings"):
+    with pytest.raises(BrokenInputError, match="no column 'n' of strings, but one of int64: write it as strings"):
         list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, ""), "n"))
+    with pytest.raises(BrokenInputError, match=r"no column 'm' of strings \(columns: n, text\): give --text-key"):
+        list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, ""), "m"))
 
 
 # --- inputs --------------------------------------------------------------------------------------------------------
@@ -184,7 +192,7 @@ def test_what_holds_no_text_is_refused(tmp_path: Path):
         find_inputs(str(tmp_path), "web")
     for name in ("fao.doc", "fao.parquet.gz", "fao"):
         (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match=f"{name} is of no known format"):
+        with pytest.raises(ValueError, match=f"{name} is of no known format: .*.zst, but for the last"):
             find_inputs(str(tmp_path), "web")
         (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=r"--source '\.\./x'"):
@@ -208,6 +216,22 @@ def test_links_are_what_they_lead_to(tmp_path: Path):
     (store / "b.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"text/isl.txt is a link to nowhere: mend it, or remove it"):
         find_inputs(str(text), "web")
+
+
+@pytest.mark.parametrize("name", ["a::b.txt", "a*[1]?.txt", "a#b%20{c}.txt", "~a b'c.txt"])
+def test_a_file_of_any_name_is_read(tmp_path: Path, name: str):
+    (tmp_path / "fao").mkdir()
+    (tmp_path / "fao" / name).write_text("some text")
+    [[found]] = find_inputs(str(tmp_path), "web").values()
+    assert list(read_texts(found)) == ["some text"]
+
+
+def test_a_store_that_needs_a_package_or_is_none_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"gs://bucket/text cannot be listed: .*gcsfs"):
+        find_inputs("gs://bucket/text", "web")
+    with pytest.raises(ValueError, match=r"s3x://bucket cannot be listed: Protocol not known: s3x"):
+        find_inputs("s3x://bucket", "web")
 
 
 def test_any_store_of_fsspec_is_read():

@@ -269,6 +269,9 @@ def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: 
         return texts(plan_chain([str(path)], [f"run_root={tmp_path}", *changes], None, H100), level)
 
     assert f"nor imported or merged in {tmp_path}: nothing is compared" in found("warning")
+    if made == "merged":  # the YAML that it is merged by may lie beside, and says nothing of its model
+        (tmp_path / "published.yaml").write_text(Path("yamls/merge.yaml").read_text().replace("merged", "published", 1))
+        assert f"nor a phase's YAML beside {path}, nor imported or merged in {tmp_path}: nothing" in found("warning")
     state = tmp_path / "published" / "step-0000000000" / "state.json"
     state.parent.mkdir(parents=True)
     (tmp_path / "published" / record).write_text("{}")

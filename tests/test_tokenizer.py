@@ -206,6 +206,14 @@ def test_a_mask_without_lstrip_is_refused(tmp_path: Path, folder: Path):
         load_tokenizer(edit(folder, tmp_path / "broken", "tokenizer.json", added_tokens=tokens))
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_roles_that_were_swapped_by_hand_in_one_file_are_refused(tmp_path: Path, folder: Path, name: str):
+    """The digest is that of tokenizer.json, in which no role stands; a model would be exported with another pad id."""
+    broken = edit(folder, tmp_path / "broken", name, pad_token="<unk>", unk_token="<pad>")
+    with pytest.raises(ValueError, match=r"pad_token is <(pad|unk)>, and special_tokens_map\.json beside it says <"):
+        load_tokenizer(broken)
+
+
 @pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
 def test_a_missing_file_is_named(tmp_path: Path, folder: Path, missing: str):
     broken = edit(folder, tmp_path / "broken", "special_tokens_map.json")

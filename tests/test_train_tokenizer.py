@@ -132,3 +132,31 @@ def test_one_text_gives_one_tokenizer_and_no_language_is_spelled_in_bytes(
     assert "of 4,602 documents, 4 languages" in capsys.readouterr().out
     tokenizer = load_tokenizer(output)
     assert set(cherokee) <= set(tokenizer.backend.get_vocab())
+
+
+def test_a_tokenizer_is_not_written_among_the_text(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run would take its tokenizer.json for text."""
+    write(tmp_path / "text", corpus)
+    output = tmp_path / "text" / "tokenizer"
+    with pytest.raises(SystemExit, match=r"--output .*tokenizer lies in the input, .*text, .*: choose one outside"):
+        run(monkeypatch, "--input", tmp_path / "text", "--output", output, "--vocab-size", 600, "--workers", 1)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    "option, value, reason",
+    [
+        ("--heldout-rate", 5, r"heldout_rate=5\.0 lies outside \(0, 1\)"),
+        ("--characters", 0, "--characters 0: must be at least 1"),
+        ("--tau", "nan", r"--tau nan lies outside \[0, 1\]"),
+        ("--tau", -1, r"--tau -1\.0 lies outside \[0, 1\]"),
+    ],
+)
+def test_a_wrong_number_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: object, reason: str
+) -> None:
+    """With a held-out rate of 5 it would learn from a document of each language, and say nothing."""
+    with pytest.raises(SystemExit, match=f"error: {reason}"):
+        run(monkeypatch, "--input", tmp_path, "--output", tmp_path.parent / "new", "--vocab-size", 600, option, value)

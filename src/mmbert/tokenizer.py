@@ -3,9 +3,9 @@
 A tokenizer folder holds `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`, so that
 `transformers.AutoTokenizer` loads it too, and keeps this contract:
 
-* tokenizer_config.json names a special token for each of five roles. Here and in all that is written they are called
-  `<pad> <eos> <bos> <unk> <mask>`, as in Gemma 2's vocabulary and in the demo's, where their ids are 0 to 4. ModernBERT
-  spells them `[PAD] [SEP] [CLS] [UNK] [MASK]`;
+* tokenizer_config.json names a special token for each of five roles, and special_tokens_map.json no other. Here and in
+  all that is written they are called `<pad> <eos> <bos> <unk> <mask>`, as in Gemma 2's vocabulary and in the demo's,
+  where their ids are 0 to 4. ModernBERT spells them `[PAD] [SEP] [CLS] [UNK] [MASK]`;
 * the template is `<bos> A <eos>`, and `<bos> A <eos> <bos> B <eos>` for a pair: what packed training rows hold;
 * `<mask>` swallows the spaces on its left (`lstrip`). A word's token carries the space before it, so "born <mask>
   and" must become `born`, `<mask>`, ` and`, as in training. Without lstrip it becomes `born`, ` `, `<mask>`,
@@ -124,13 +124,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     spec_bytes, spec = _read(folder, "tokenizer.json")
     _, config = _read(folder, "tokenizer_config.json")
-    _read(folder, "special_tokens_map.json")
+    _, token_map = _read(folder, "special_tokens_map.json")
     backend = _backend(folder / "tokenizer.json", spec_bytes.decode())
     named = named_tokens(config)
     if missing := [role for role in SPECIAL_TOKENS if role not in named]:
         raise ValueError(f"{folder / 'tokenizer_config.json'} names no {', no '.join(missing)}; {REMEDY}")
     tokens = {role: named[role] for role in SPECIAL_TOKENS}
     _check_distinct(folder / "tokenizer_config.json", tokens)
+    _check_same_roles(folder, tokens, named_tokens(token_map))
     ids = _special_ids(folder / "tokenizer.json", spec, tokens)
     _check_template(folder / "tokenizer.json", backend, tokens, ids)
     names = config.get("model_input_names")
@@ -312,6 +313,16 @@ def _check_distinct(path: Path, tokens: dict[str, str]) -> None:
                 "take another tokenizer"
             )
         roles[tokens[role]] = role
+
+
+def _check_same_roles(folder: Path, tokens: dict[str, str], mapped: dict[str, str]) -> None:
+    """Refuse roles that were changed in one file alone: the digest, which is tokenizer.json's, does not show it."""
+    for role, token in tokens.items():
+        if mapped.get(role, token) != token:
+            raise ValueError(
+                f"{folder / 'tokenizer_config.json'}: {role} is {token}, and special_tokens_map.json beside it says "
+                f"{mapped[role]}; copy the tokenizer's files anew"
+            )
 
 
 def _special_ids(path: Path, spec: dict[str, Any], tokens: dict[str, str]) -> dict[str, int]:

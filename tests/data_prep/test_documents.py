@@ -11,7 +11,7 @@ from data_prep.split import split_documents
 from mmbert.manifest import read_manifest, stream_folder
 from mmbert.plan.counts import read_counts
 from tests.conftest import Corpus
-from tests.data_prep.programs import arguments_of, call, encoded, read_back
+from tests.data_prep.programs import arguments_of, call, documents_of, encoded, read_back, write_jsonl
 
 OPTIONS = [[], ["--whole-txt"], ["--keep-spelling"], ["--whole-txt", "--keep-spelling"]]
 RATE = ("--heldout-rate", 0.3)
@@ -86,6 +86,41 @@ def test_text_is_counted_as_the_rows_hold_it(
     manifest = read_manifest(stream_folder(rows, "train", "own", "fao"))
     assert (found.tokens, found.documents) == (manifest.tokens, manifest.documents)
     assert found.documents == len(expected(options)["train"])
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.1, 0.5, 1 - 1e-9])
+@pytest.mark.parametrize("buckets", ["one", "many"])
+def test_what_prepare_holds_out_of_a_language_however_small_is_not_counted(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, rate: float,
+    buckets: str,
+) -> None:  # fmt: skip
+    """Of two documents or more one is held out and one is not, whatever their hashes are."""
+    if buckets == "many":
+        request.getfixturevalue("small_buckets")
+    large, text = [text.strip() for text in documents_of("fao")], tmp_path / "text"
+    files = {
+        "fao": [large[:30], large[30:]],
+        "isl": [["the only one"]],
+        "nno": [["beda"], ["gola"]],
+        "dan": [["beda gola"], ["beda gola", "gola", ""]],
+        "swe": [[f"beda {number}"] for number in range(5)],
+    }
+    for language, parts in files.items():
+        (text / language).mkdir(parents=True)
+        for number, texts in enumerate(parts):
+            write_jsonl(text / language / f"{number}.jsonl", texts)
+    options = ("--heldout-rate", rate)
+    as_counted = ("--row-length", 8192, "--keep-duplicates")  # no document is cut, and copies count
+    call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "rows", *as_counted, *options))
+    arguments = ("--input", text, "--tokenizer", corpus.tokenizer, "--source", "own", "--workers", 1)
+    call(monkeypatch, count.main, *arguments, "--output", tmp_path / "counts", *options)
+    counts = read_counts(tmp_path / "counts" / "counts.csv")
+    folders = (tmp_path / "rows" / "train" / "own").iterdir()
+    manifests = {("own", folder.name): read_manifest(folder) for folder in folders}
+    assert {name: (count.tokens, count.documents) for name, count in counts.items()} == {
+        name: (manifest.tokens, manifest.documents) for name, manifest in manifests.items()
+    }
+    assert buckets == "many" or len(counts) == 5
 
 
 @pytest.mark.parametrize("options", OPTIONS[:2], indirect=True, ids=["none", "--whole-txt"])

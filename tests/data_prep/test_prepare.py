@@ -158,6 +158,20 @@ def test_the_record_of_a_stream_that_was_made_before_undivided_files_were_counte
     assert "0 streams made, 3 were up to date" in capsys.readouterr().out
 
 
+def test_languages_without_text_are_named_and_of_them_alone_there_are_no_rows(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for language in ("dan", "swe"):
+        write_jsonl(text / f"{language}.jsonl", [" ", ""])
+    arguments = arguments_of(text, corpus, tmp_path / "out")
+    for _ in range(2):  # it is told again when nothing is left to do
+        assert call(monkeypatch, prepare.main, *arguments) == 0
+        assert "no rows were made of own/dan, own/swe: there is no text in their files" in capsys.readouterr().out
+    arguments = arguments_of(text, corpus, tmp_path / "none", "--languages", "dan", "swe")
+    assert call(monkeypatch, prepare.main, *arguments) == 1
+    assert "error: there are no rows, for no input file holds text: fill them" in capsys.readouterr().err
+
+
 def test_many_names_are_told_in_a_few():
     assert few(["a", "b"]) == "a, b"
     assert few(list(map(str, range(12)))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
@@ -278,6 +292,8 @@ def test_languages_are_selected_by_name_or_list(
         (["--heldout-rate", 2], "heldout_rate=2.0 lies outside"),
         (["--source", "../x"], "--source '../x'"),
         (["--workers", 0], "--workers 0"),
+        (["--slurm", "x", "--tasks", 0], "--tasks 0: must be at least 1"),
+        (["--slurm", "x", "--memory", 0], "--memory 0: must be at least 1"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_changes_nothing(
@@ -300,6 +316,26 @@ def test_an_output_folder_with_something_else_in_it_is_refused(
     with pytest.raises(SystemExit, match=f"error: .*{stranger} is not of data_prep.prepare"):
         call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards))
     assert tree(shards) == before
+
+
+def test_a_dry_run_needs_no_tokenizer_and_refuses_the_same_inputs_and_outputs(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def dry_run(output: Path) -> int:
+        return call(monkeypatch, prepare.main, *arguments_of(text, corpus, output, "--tokenizer", "x", "--dry-run"))
+
+    assert dry_run(tmp_path / "out") == 0
+    assert "found 3 files of 3 languages; nothing was read or made" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="lies in the input"):
+        dry_run(text / "out")
+    (tmp_path / "full" / "train" / "own" / "fao").mkdir(parents=True)
+    (tmp_path / "full" / "train" / "own" / "fao" / "notes.txt").touch()
+    with pytest.raises(SystemExit, match=r"fao/notes\.txt is not of data_prep\.prepare: choose another --output"):
+        dry_run(tmp_path / "full")
+    (text / "notes.jsonl").touch()
+    with pytest.raises(SystemExit, match=r"notes\.jsonl: language 'notes' is not known"):
+        dry_run(tmp_path / "out")
 
 
 @pytest.mark.parametrize("output", ["text", "text/rows-64", "text/nno/rows-64", "link/rows-64"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import partition, prepare, publish, repack, work
+from data_prep import clean, count, partition, prepare, publish, repack, train_tokenizer, work
 from data_prep.inputs import find_inputs
 from data_prep.steps import STAGES
 from mmbert.manifest import list_languages, pieces_name, shard_name
@@ -62,6 +62,24 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(
     assert of_both_splits(output) == encoded(corpus, texts)
     (text / "fao" / "1.jsonl").unlink()
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, output)) == 0
+
+
+@pytest.mark.usefixtures("_one_bucket_or_many")
+def test_a_document_that_is_too_large_is_named_and_the_rest_goes_on(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(partition, "LENGTH_BYTES", 2)
+    monkeypatch.setattr(partition, "LARGEST_DOCUMENT", 2**16 - 1)
+    largest = "beda " * 13107
+    write_jsonl(text / "fao.jsonl", ["gola", largest])
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "whole", "--keep-spelling")) == 0
+    capsys.readouterr()
+    write_jsonl(text / "fao.jsonl", ["gola", f"{largest}b", "gola"])
+    arguments = arguments_of(text, corpus, tmp_path / "out", "--keep-spelling")
+    assert call(monkeypatch, prepare.main, *arguments) == prepare.QUARANTINED
+    said = f"quarantined: {text / 'fao.jsonl'}: document 2 has 65,536 bytes, and may have 65,535 at most: cut it"
+    assert said in capsys.readouterr().err
+    assert list_languages(tmp_path / "out", "train", "own") == ["isl", "nno"]
 
 
 def test_broken_files_alone_are_an_error_like_any_other(
@@ -229,3 +247,6 @@ def test_an_object_store_is_no_folder_to_write_to(
 ):
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, "s3://bucket/rows")) == 2  # type: ignore[arg-type]
     assert "s3://bucket/rows lies in an object store: name a folder" in capsys.readouterr().err
+    for program in (count, train_tokenizer, clean):
+        assert call(monkeypatch, program.main, "--input", text, "--output", "s3://bucket/made") == 2
+        assert "s3://bucket/made lies in an object store: name a folder" in capsys.readouterr().err

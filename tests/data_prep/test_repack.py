@@ -58,6 +58,14 @@ def test_what_is_there_already_and_was_made_of_something_else_is_refused(
     assert tree(tmp_path / "out") == before
 
 
+def test_rows_are_not_written_among_other_files(
+    fao: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(SystemExit, match=r"text/fao\.jsonl is not of data_prep\.prepare: choose another --output"):
+        repacked(monkeypatch, fao, text)
+    assert [path.name for path in text.iterdir()] == ["fao.jsonl"]
+
+
 def test_a_stream_that_is_there_is_not_written_again(fao: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     repacked(monkeypatch, fao, tmp_path / "out")
     monkeypatch.setattr(repack, "write_shard", partial(pytest.fail, "it was there"))

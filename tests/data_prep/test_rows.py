@@ -57,6 +57,16 @@ def test_while_a_shard_is_written_its_folder_holds_whole_files_alone(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_shard_that_mds_could_not_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = rows.write_shard(tmp_path / "whole", 0, DOCUMENTS, SHAPE)["record"]["bytes"]
+    monkeypatch.setattr(rows, "LARGEST_SHARD", size)
+    rows.write_shard(tmp_path / "again", 0, DOCUMENTS, SHAPE)
+    monkeypatch.setattr(rows, "LARGEST_SHARD", size - 1)
+    with pytest.raises(ValueError, match=rf"shard 0 of .*large has {size:,} bytes, and may have {size - 1:,}: cut doc"):
+        rows.write_shard(tmp_path / "large", 0, DOCUMENTS, SHAPE)
+    assert not list((tmp_path / "large").iterdir())
+
+
 def test_what_a_kill_left_of_a_shard_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rows.write_shard(tmp_path / "whole", 0, DOCUMENTS, SHAPE)
     with monkeypatch.context() as patch:

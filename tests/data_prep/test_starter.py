@@ -1,6 +1,7 @@
 """The first YAML that a user gets: it loads, it is planned, its data can be opened, and its comments are true."""
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def test_the_yaml_may_be_for_another_machine(
         monkeypatch.setattr(starter, "GPU", Path("/dev/null"))
 
 
-def test_names_and_places_are_read_back_as_they_are(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_names_and_places_are_read_back_as_they_are(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """YAML takes 2024 for a number, yes for a truth, and a place like this for anything but a place."""
     (tmp_path / "text").mkdir()
     for language in ("fao", "yes"):
@@ -76,7 +79,9 @@ def test_names_and_places_are_read_back_as_they_are(corpus: Corpus, tmp_path: Pa
     folder = tmp_path / "a: b, [c] #d é" / "2024"
     arguments = arguments_of(tmp_path / "text", corpus, folder / "rows", "--source", "123")
     call(monkeypatch, prepare.main, *arguments)
-    config = start(monkeypatch, corpus, folder / "rows", folder / "train.yaml")
+    for _ in range(2):  # a shell reads the command back, too, also when the file is there already
+        config = start(monkeypatch, corpus, folder / "rows", folder / "train.yaml")
+        assert f"Train: composer main.py '{folder}/train.yaml'\n" in capsys.readouterr().out
     [group] = config.data.mixture.values()
     assert (config.name, group.source, group.languages) == ("2024", "123", ["fao", "yes"])
     monkeypatch.chdir(folder)
@@ -209,3 +214,21 @@ def test_make_data_fetches_gemma2_to_no_place_but_its_own(tmp_path: Path, tokeni
     assert fetching == ["-m data_prep.gemma2 --output data/tokenizer-gemma2"] * fetched
     used = tokenizer[0].partition("=")[2] if tokenizer else "data/tokenizer-gemma2"
     assert f"-m data_prep.prepare --input text --tokenizer {used} --row-length 1024 --output out/rows-1024" in made
+
+
+@pytest.mark.parametrize(
+    "output, reason", [("out", "--input {}/mytext does not exist"), ("mytext", "lies in the input, {}/mytext")]
+)
+def test_make_data_refuses_input_and_output_before_it_fetches_a_tokenizer(tmp_path: Path, output: str, reason: str):
+    if output == "mytext":
+        (tmp_path / "mytext").mkdir()
+        write_jsonl(tmp_path / "mytext" / "fao.jsonl", ["beda"])
+    program = f'#!/bin/sh\n[ "$2" != data_prep.gemma2 ] || echo fetched\nexec {sys.executable} "$@"\n'
+    (tmp_path / "python").write_text(program)
+    (tmp_path / "python").chmod(0o755)
+    words = ["make", "-s", "-o", "env", "data", f"BIN={tmp_path}", "GEMMA2=" + str(tmp_path / "gemma2")]
+    words += [f"INPUT={tmp_path}/mytext", f"OUTPUT={tmp_path}/{output}"]
+    made = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert reason.format(tmp_path) in made.stderr
+    assert (made.stdout, made.returncode) == ("", 2)
+    assert not (tmp_path / "out").exists()

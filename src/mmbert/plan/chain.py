@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmbert.config import RunConfig, load_config
+from mmbert.config import RunConfig, is_merge, load_config, read_yaml
 from mmbert.plan.counts import Count, Name
 from mmbert.plan.findings import Finding, judge, judge_chain
 from mmbert.plan.phase import Hardware, PhasePlan, plan_phase
@@ -57,12 +57,15 @@ def plan_chain(
 
 
 def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig]) -> RunConfig | None:
-    """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file."""
+    """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file.
+
+    A merge's YAML says nothing of a model; what was merged is found by its run folder (`untrained_texts`).
+    """
     for other in given:
         if other.name == config.parent:
             return other
     beside = Path(path).with_name(f"{config.parent}.yaml")
-    if config.parent is None or not beside.is_file():
+    if config.parent is None or not beside.is_file() or is_merge(read_yaml(beside)):
         return None
     found = load_config(beside)
     return found if found.name == config.parent else None

@@ -227,9 +227,9 @@ def untrained_texts(plan: PhasePlan) -> Texts:
     config, folder = plan.config, plan.config.run_folder.with_name(str(plan.config.parent))
     made = next((how for record, how in UNTRAINED.items() if (folder / record).is_file()), None)
     if made is None:
-        return [("warning", f"its parent {config.parent} is not among the phases given, nor a YAML beside "
-                            f"{plan.path}, nor imported or merged in {config.run_root}: nothing is compared with "
-                            "it")]  # fmt: skip
+        return [("warning", f"its parent {config.parent} is not among the phases given, nor a phase's YAML "
+                            f"beside {plan.path}, nor imported or merged in {config.run_root}: nothing is compared "
+                            "with it")]  # fmt: skip
     state = folder / "step-0000000000" / "state.json"  # checkpoint_files.read_state would import torch for seconds
     model = parse_object(state.read_bytes(), state, f"make {folder} anew")["config"]["model"]
     texts: Texts = []
