@@ -8,7 +8,7 @@ from mmbert.config import ModelConfig
 from mmbert.head_chunks import rows_of_a_chunk
 from mmbert.schedules import BatchSizes
 
-FP32, BF16, INT32 = 4, 2, 4  # bytes
+FP32, BF16 = 4, 2  # bytes
 
 
 @dataclass(frozen=True)
