@@ -25,11 +25,6 @@ def call(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: 
     main()
 
 
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file below `root`, hidden ones included."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 # --- split ---------------------------------------------------------------------------------------------------------
 
 
