@@ -134,7 +134,6 @@ class Checkpointing(Callback):
             "tokens": tokens,
             "seconds": state.timestamp.total_wct.total_seconds() if state.timestamp.total_wct else 0.0,
             "finished": tokens >= self.config.duration,
-            "languages": list(self.mixture.names),
             "tau": self.mixture.tau(),
             "mask_rate": self.config.mask_rate.value(tokens, self.config.duration),
             "planned_share": {name: value / planned for name, value in counts["planned"].items()},

@@ -28,7 +28,6 @@ class PlannedStop(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """From here on a step is finished and saved before the process ends."""
         self.request.defer()
-        self.step_began = time()
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Time the step."""

@@ -26,11 +26,11 @@ from data_prep.clean_language import Job, filter_part, finish_language, finished
 from data_prep.documents import add_cutting_options
 from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
-from mmbert.atomic import make_folder, remove
+from mmbert.atomic import remove
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.json_files import write_json
 from mmbert.file_contents import sha256_of
-from mmbert.run_lock import hold_run
+from mmbert.run_lock import sole_writer
 
 PART_BYTES = 256 * 2**20  # of files that are read by one process at a time
 Task = tuple[Job, Callable[[], None]]
@@ -174,14 +174,10 @@ def main() -> None:
     )
     inputs = find_inputs(arguments.input, "clean", arguments.language)
     check_known(cleaning, [language for _, language in inputs])
-    make_folder(arguments.output / ".clean")
-    lock = hold_run(arguments.output / ".clean")
-    try:
+    with sole_writer(arguments.output / ".clean"):
         jobs = make_jobs(arguments, cleaning, inputs)
         failed = clean_all(jobs, arguments.workers)
         print(write_report(arguments.output, jobs, failed))
-    finally:
-        lock.release()
     if failed:
         sys.exit("\n".join(f"error: {language} was not cleaned: {error}" for language, error in failed.items()))
 

@@ -1,5 +1,4 @@
 """The figure of counts: tokens a word and a character of every language, by script, for every tokenizer."""
-import io
 from collections.abc import Mapping
 
 import matplotlib.style
@@ -8,7 +7,7 @@ from matplotlib.figure import Figure
 
 from data_prep.count_table import FEW
 from data_prep.counts import Counts, Stream, by_script
-from mmbert.page_style import COLOURS, MARKERS, STYLE
+from mmbert.page_style import COLOURS, MARKERS, STYLE, as_png
 
 LINE = 0.22  # inches
 RATIOS = ("tokens_per_word", "tokens_per_character", "tokens_per_byte")
@@ -40,9 +39,7 @@ def draw_counts(tables: Mapping[str, Mapping[Stream, Counts]]) -> bytes:
         panels[0].set_ylim(len(lines) - 0.5, -0.5)
         if len(tables) > 1:
             figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper right", ncols=len(tables))
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=100)
-    return stream.getvalue()
+        return as_png(figure, dpi=100)
 
 
 def draw_ratio(

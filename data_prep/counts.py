@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from mmbert.languages import find
+from mmbert.languages import script_of
 
 SPACED = 16.0
 Stream = tuple[str, str]  # source, language
@@ -73,12 +73,6 @@ def total(counts: Sequence[Counts]) -> Counts:
 def mean_tokens_per_word(counts: Sequence[Counts]) -> float | None:
     """Tokens a word of all text that has words."""
     return total([each for each in counts if each.is_spaced]).tokens_per_word
-
-
-def script_of(language: str) -> str:
-    """ISO 15924, or "unknown"."""
-    found = find(language)
-    return (found.script if found else "") or "unknown"
 
 
 def by_script(counts: Mapping[Stream, Counts]) -> dict[str, dict[Stream, Counts]]:

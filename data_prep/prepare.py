@@ -23,11 +23,10 @@ from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import check_heldout_rate
 from data_prep.totals import few, totals_table
 from data_prep.work import Settings, Work, check_output, plan, write_plan
-from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import read_manifest, stream_folder
 from mmbert.packing import check_row_length
-from mmbert.run_lock import hold_run
+from mmbert.run_lock import sole_writer
 from mmbert.streams import read_languages
 
 QUARANTINED = 3  # exit status: there are rows, but for input files that could not be read
@@ -53,16 +52,12 @@ def to_do(work: Work) -> Iterator[Work]:
         FileExistsError: the output folder is not ours alone, or jobs in the queue are to make some of these streams.
         ValueError: another process is writing into it.
     """
-    make_folder(work.folder)
-    lock = hold_run(work.folder)
-    try:
+    with sole_writer(work.folder):
         check_rows(work)
         rest = Work(work.settings, work.tokenizer_digest, [s for s in work.streams if work.read_record(s) is None])
         check_not_queued(rest)
         write_plan(rest)
         yield rest
-    finally:
-        lock.release()
 
 
 def check_rows(work: Work) -> None:

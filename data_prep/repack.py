@@ -17,11 +17,11 @@ from data_prep.rows import Shape, shuffle_seed, write_index, write_shard
 from data_prep.totals import totals_table
 from data_prep.verify import find_streams
 from data_prep.work import FOLDER, check_output
-from mmbert.atomic import make_folder, partial_folder, publish_folder
+from mmbert.atomic import partial_folder, publish_folder
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import Manifest, ShardRecord, check_stream, read_manifest, stream_folder, write_manifest
 from mmbert.packing import check_row_length
-from mmbert.run_lock import hold_run
+from mmbert.run_lock import sole_writer
 from mmbert.shards import LanguageShards
 
 
@@ -81,12 +81,8 @@ def main() -> None:
     check_row_length(arguments.row_length)
     folders = find_streams(arguments.input)
     check_output(arguments.output)
-    make_folder(arguments.output / FOLDER)
-    lock = hold_run(arguments.output / FOLDER)
-    try:
+    with sole_writer(arguments.output / FOLDER):
         manifests = repack_all(folders, arguments.output, arguments.row_length, arguments.workers)
-    finally:
-        lock.release()
     print(totals_table(manifests))
 
 

@@ -11,8 +11,7 @@ from data_prep.fast_tokenizer import Backend, encoder
 from data_prep.partition import write_run
 from data_prep.publish import make_large_bucket, make_small_stream, publish_large_stream
 from data_prep.work import BUCKET_BYTES, StreamPlan, Work, read_plan
-from mmbert.atomic import make_folder
-from mmbert.run_lock import hold_run
+from mmbert.run_lock import sole_writer
 from mmbert.tokenizer import Tokenizer
 
 Unit = tuple[int, Callable[[], None]]  # how much there is to do, in bytes; and doing it
@@ -35,15 +34,10 @@ class Stage(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Do the share of one task, which no two processes may do at a time."""
         work = read_plan(self.plan)
-        folder = self.plan / "tasks" / f"{self.name}-{rank:05d}"
-        make_folder(folder)
-        lock = hold_run(folder)
-        try:
+        with sole_writer(self.plan / "tasks" / f"{self.name}-{rank:05d}"):
             for unit in shares(list(self.units(work)), world_size)[rank]:
                 unit()
                 self.stat_update("units")
-        finally:
-            lock.release()
 
     def units(self, work: Work) -> Iterator[Unit]:
         """What the whole stage has to do: of the plan alone, so that all tasks divide the same."""

@@ -91,14 +91,6 @@ def without_row_check() -> None:
     replace(mmbert.mds_samples, "find_fault", lambda rows, manifest: "")
 
 
-def without_stream_check() -> None:
-    """Manifests are believed, and nothing is compared with them."""
-    import mmbert.data
-    from mmbert.manifest import read_manifest
-
-    replace(mmbert.data, "check_stream", lambda folder, *_: read_manifest(folder))
-
-
 def without_worker_messages() -> None:
     """An error of the loader goes up as it is."""
     from mmbert.data import RankBatches

@@ -1,6 +1,5 @@
 """A local server that speaks S3, with a bucket that holds shards."""
 import logging
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +8,10 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from mmbert.launch import free_port
 from mmbert.object_store import client
 
 BUCKET = "rows"
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
 
 
 class ObjectStore:

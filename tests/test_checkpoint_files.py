@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mmbert.checkpoint import FILES, is_valid, load_moments, load_weights, newest_checkpoint, read_state
 from mmbert.checkpoint_files import MAX_JSON_BYTES
-from mmbert.file_contents import sha256_of
+from tests.faults.bad_files import vouch_for
 from tests.tiny_checkpoints import content_of, in_child, save_tiny, tiny
 
 RAN = {"pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "ctypes.dlopen"}
@@ -144,12 +144,6 @@ def refusals(checkpoint: Path) -> dict[str, str]:
     return said
 
 
-def fit_manifest(checkpoint: Path) -> None:
-    entries = {name: {"sha256": sha256_of(checkpoint / name), "bytes": (checkpoint / name).stat().st_size}
-               for name in FILES}  # fmt: skip
-    (checkpoint / "manifest.json").write_text(json.dumps(entries))
-
-
 @pytest.mark.fault(26)
 @pytest.mark.parametrize("case", EVIL)
 def test_a_hostile_file_is_refused_by_name_and_runs_and_writes_nothing(tmp_path: Path, case: str) -> None:
@@ -160,7 +154,7 @@ def test_a_hostile_file_is_refused_by_name_and_runs_and_writes_nothing(tmp_path:
         checkpoint = shutil.copytree(whole, tmp_path / str(number) / whole.name)
         (checkpoint / name).write_bytes(EVIL[case])
         if fits:
-            fit_manifest(checkpoint)
+            vouch_for(checkpoint)
             assert is_valid(checkpoint)
     before = content_of(tmp_path)
     checkpoints = [tmp_path / str(number) / whole.name for number in range(len(places))]

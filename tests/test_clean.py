@@ -18,6 +18,7 @@ import zstandard
 from data_prep import clean, clean_language
 from data_prep.clean_filters import THRESHOLDS, Cleaning, read_thresholds
 from data_prep.inputs import find_inputs
+from tests.data_prep.programs import write_jsonl
 from tests.synthetic_corpus import seeded, write_corpus
 
 QUALITY = ("repetition", "gopher", "fineweb")
@@ -37,11 +38,6 @@ def tree(folder: Path) -> dict[str, bytes]:
     """Path -> bytes of all a run leaves, but for its lock."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-def write(path: Path, texts: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
 def make_jobs(
@@ -87,8 +83,8 @@ def pair(rng: np.random.Generator, similarity: float, words: int = 104) -> tuple
 def test_near_duplicates_are_found_as_often_as_the_theory_says(tmp_path, similarity):
     num_pairs = 300
     pairs = [pair(seeded(0, similarity, number), similarity) for number in range(num_pairs)]
-    write(tmp_path / "in" / "fao" / "a.jsonl", [first for first, _ in pairs])
-    write(tmp_path / "in" / "fao" / "b.jsonl", [second for _, second in pairs])
+    write_jsonl(tmp_path / "in" / "fao" / "a.jsonl", [first for first, _ in pairs])
+    write_jsonl(tmp_path / "in" / "fao" / "b.jsonl", [second for _, second in pairs])
     (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
     run_here([job])
     kept = {record["text"] for record in records(tmp_path / "out" / "text" / "fao")}
@@ -103,7 +99,7 @@ def test_near_duplicates_in_several_parts_leave_one(tmp_path, monkeypatch):
     first, second = pair(seeded(0), 0.98)
     others = [pair(seeded(number), 0.98)[0] for number in range(1, 9)]
     for number, texts in enumerate([[others[0], first], [second, others[1]], [*others[2:], first]]):
-        write(tmp_path / "in" / "fao" / f"{number}.jsonl", texts)
+        write_jsonl(tmp_path / "in" / "fao" / f"{number}.jsonl", texts)
     (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
     assert len(job.parts) == 3
     run_here([job])
@@ -153,10 +149,10 @@ def test_bytes_do_not_depend_on_workers_and_a_second_run_does_nothing(corpus, tm
 
 def test_a_changed_file_redoes_its_language_alone(tmp_path, monkeypatch):
     for language in ("fao", "isl"):
-        write(tmp_path / "in" / f"{language}.jsonl", [pair(seeded(language, 1), 0.5)[0]])
+        write_jsonl(tmp_path / "in" / f"{language}.jsonl", [pair(seeded(language, 1), 0.5)[0]])
     run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "text").rglob("*.zst")}
-    write(tmp_path / "in" / "fao.jsonl", list(pair(seeded(2), 0.1)))
+    write_jsonl(tmp_path / "in" / "fao.jsonl", list(pair(seeded(2), 0.1)))
     run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
     changed = [path.parent.name for path in before if path.stat().st_mtime_ns != before[path]]
     assert changed == ["fao"]
@@ -173,7 +169,7 @@ def test_changed_thresholds_redo_their_language_alone_and_a_moved_folder_none(tm
         return {job.language: job.digest for job in make_jobs(tmp_path / "in", tmp_path / "out", cleaning)}
 
     for language in ("fao", "isl", "nob"):
-        write(tmp_path / "in" / f"{language}.jsonl", ["a"])
+        write_jsonl(tmp_path / "in" / f"{language}.jsonl", ["a"])
     before = digests("configs", fao=1, isl=1)
     assert digests("moved", fao=1, isl=1) == before
     after = digests("configs", fao=2, isl=1)
@@ -194,7 +190,7 @@ def test_another_cut_of_txt_files_is_another_result_and_what_was_cleaned_before_
 
 
 def test_a_part_that_is_done_is_not_read_again(tmp_path):
-    write(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    write_jsonl(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
     (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
     clean_language.filter_part(job, 0)
     (tmp_path / "in" / "fao.jsonl").unlink()
@@ -203,7 +199,7 @@ def test_a_part_that_is_done_is_not_read_again(tmp_path):
 
 
 def test_a_broken_file_is_named_and_the_other_languages_are_cleaned(tmp_path, monkeypatch):
-    write(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    write_jsonl(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
     (tmp_path / "in" / "isl.jsonl").write_text('{"text": "halló"}\n{"text": "hall\n')
     with pytest.raises(SystemExit, match=r"isl was not cleaned: .*isl\.jsonl:2"):
         run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
@@ -220,7 +216,7 @@ def test_a_broken_file_is_named_and_the_other_languages_are_cleaned(tmp_path, mo
     ],
 )
 def test_what_is_read_and_what_is_written_lie_apart(tmp_path, monkeypatch, corpus, output, reason):
-    write(tmp_path / "in" / "fao" / "x.jsonl", ["góður texti", "góður texti"])
+    write_jsonl(tmp_path / "in" / "fao" / "x.jsonl", ["góður texti", "góður texti"])
     run(monkeypatch, tmp_path / "in", tmp_path / "out", "--quality", "repetition", "--workers", "1")
     before = tree(tmp_path)
     with pytest.raises(SystemExit, match=reason):
@@ -229,7 +225,7 @@ def test_what_is_read_and_what_is_written_lie_apart(tmp_path, monkeypatch, corpu
 
 
 def test_a_language_without_a_good_document_has_no_text(tmp_path, monkeypatch):
-    write(tmp_path / "in" / "fao.jsonl", ["stutt", " \n"])
+    write_jsonl(tmp_path / "in" / "fao.jsonl", ["stutt", " \n"])
     run(monkeypatch, tmp_path / "in", tmp_path / "out", "--quality", "gopher", "--workers", "1")
     assert not (tmp_path / "out" / "text" / "fao").exists()
     dropped = json.loads((tmp_path / "out" / "clean.json").read_text())["languages"]["fao"]["dropped"]
@@ -262,7 +258,7 @@ def test_a_kill_between_any_two_steps_changes_no_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "PART_BYTES", 1)
     texts = [text for number in range(5) for text in pair(seeded(number), 0.95)]
     for number in range(2):
-        write(tmp_path / "in" / "fao" / f"{number}.jsonl", [*texts[number::2], "stutt"])
+        write_jsonl(tmp_path / "in" / "fao" / f"{number}.jsonl", [*texts[number::2], "stutt"])
     cleaning = Cleaning(quality=("gopher",), minhash=True)
     run_here(make_jobs(tmp_path / "in", tmp_path / "whole", cleaning))
     expected = tree(tmp_path / "whole")

@@ -20,6 +20,7 @@ from mmbert.manifest import read_manifest, stream_folder
 from mmbert.plan.counts import Count, read_counts
 from mmbert.tokenizer import load_tokenizer, save_tokenizer
 from tests.conftest import Corpus
+from tests.data_prep.programs import write_jsonl
 
 TEXTS = ["beda gola", "beda\u0301 ", "gola gola beda"]
 
@@ -32,11 +33,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write(path: Path, texts: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
 def settings(tokenizer: Path, **changes: object) -> count.Settings:
     return replace(count.Settings((tokenizer,), "tokenizers", 0.0, Reading()), **changes)
 
@@ -47,7 +43,7 @@ def counted(folder: Path, tokenizer: Path, workers: int = 1, **changes: object) 
 
 
 def test_every_number_is_what_one_counts_by_hand(tokenizer: Path, tmp_path: Path) -> None:
-    write(tmp_path / "fao.jsonl", [*TEXTS, " \n"])
+    write_jsonl(tmp_path / "fao.jsonl", [*TEXTS, " \n"])
     backend = load_tokenizer(tokenizer).backend
     normal = ("beda gola", "bed\u00e1", "gola gola beda")
     tokens = [backend.encode(text, add_special_tokens=False).tokens for text in normal]
@@ -68,7 +64,7 @@ def test_unknown_tokens_are_counted(tokenizer: Path, tmp_path: Path) -> None:
     spec = json.loads((tokenizer / "tokenizer.json").read_text())
     spec["model"]["byte_fallback"] = False
     save_tokenizer(spec, tmp_path / "tokenizer", origin=Path("test"))
-    write(tmp_path / "text" / "fao.jsonl", ["beda \u00e1 gola \u00e1"])
+    write_jsonl(tmp_path / "text" / "fao.jsonl", ["beda \u00e1 gola \u00e1"])
     assert counted(tmp_path / "text", tmp_path / "tokenizer")["own", "fao"].unknown_tokens == 2
 
 
@@ -76,9 +72,9 @@ def test_batches_files_and_workers_change_no_number(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for language, texts in (("fao", TEXTS * 20), ("isl", TEXTS)):
-        write(tmp_path / "one" / f"{language}.jsonl", texts)
+        write_jsonl(tmp_path / "one" / f"{language}.jsonl", texts)
         for part in range(2):
-            write(tmp_path / "two" / language / f"{part}.jsonl", texts[part::2])
+            write_jsonl(tmp_path / "two" / language / f"{part}.jsonl", texts[part::2])
     one = counted(tmp_path / "one", tokenizer)
     assert one["own", "fao"].tokens == 20 * one["own", "isl"].tokens
     assert counted(tmp_path / "two", tokenizer, workers=2) == one
@@ -88,7 +84,7 @@ def test_batches_files_and_workers_change_no_number(
 
 def test_the_held_out_tenth_can_be_left_out(tokenizer: Path, tmp_path: Path) -> None:
     texts = [f"beda {number}" for number in range(500)]
-    write(tmp_path / "fao.jsonl", texts)
+    write_jsonl(tmp_path / "fao.jsonl", texts)
     kept = [text for text in texts if document_hash(text) >= 0.1]
     found = counted(tmp_path, tokenizer, heldout_rate=0.1)["own", "fao"]
     assert (found.documents, found.characters) == (len(kept), sum(map(len, kept)))
@@ -99,16 +95,16 @@ def test_a_document_without_a_token_is_left_out_as_it_is_of_rows(tokenizer: Path
     spec = json.loads((tokenizer / "tokenizer.json").read_text())
     spec["normalizer"] = {"type": "Replace", "pattern": {"String": "\u200b"}, "content": ""}
     save_tokenizer(spec, tmp_path / "tokenizer", origin=Path("test"))
-    write(tmp_path / "text" / "fao.jsonl", ["beda", "\u200b"])
-    write(tmp_path / "text" / "isl.jsonl", ["\u200b\u200b"])
+    write_jsonl(tmp_path / "text" / "fao.jsonl", ["beda", "\u200b"])
+    write_jsonl(tmp_path / "text" / "isl.jsonl", ["\u200b\u200b"])
     found = counted(tmp_path / "text", tmp_path / "tokenizer")
     assert list(found) == [("own", "fao")]
     assert (found["own", "fao"].tokens, found["own", "fao"].documents, found["own", "fao"].bytes) == (3, 1, 4)
 
 
 def test_a_stream_without_text_is_left_out(tokenizer: Path, tmp_path: Path) -> None:
-    write(tmp_path / "fao.jsonl", ["beda"])
-    write(tmp_path / "isl.jsonl", ["\n"])
+    write_jsonl(tmp_path / "fao.jsonl", ["beda"])
+    write_jsonl(tmp_path / "isl.jsonl", ["\n"])
     assert list(counted(tmp_path, tokenizer)) == [("own", "fao")]
 
 
@@ -193,7 +189,7 @@ def test_rows_are_counted_by_their_manifests(
 def test_several_tokenizers_have_a_table_each(
     tokenizer: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "text" / "fao.jsonl", TEXTS)
+    write_jsonl(tmp_path / "text" / "fao.jsonl", TEXTS)
     other = tmp_path / "other"
     other.symlink_to(corpus.tokenizer)
     arguments = ("--input", tmp_path / "text", "--source", "own", "--output", tmp_path / "counts", "--workers", 1)
@@ -219,7 +215,7 @@ def test_several_tokenizers_have_a_table_each(
 def test_a_wrong_argument_is_one_line(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
 ) -> None:
-    write(tmp_path / "text" / "fao.jsonl", [" "])
+    write_jsonl(tmp_path / "text" / "fao.jsonl", [" "])
     filled = [argument.format(text=tmp_path / "text", tokenizer=tokenizer) for argument in arguments]
     with pytest.raises(SystemExit, match=f"error: .*{reason}"):
         run(monkeypatch, *filled, "--output", tmp_path / "counts", "--workers", 1)
@@ -231,7 +227,7 @@ def test_counts_are_not_written_among_what_is_counted(
     tokenizer: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """The next run would take counts.csv for text, or refuse a folder of rows that holds it."""
-    write(tmp_path / "text" / "fao.jsonl", TEXTS)
+    write_jsonl(tmp_path / "text" / "fao.jsonl", TEXTS)
     folder = {"--input": tmp_path / "text", "--shards": corpus.shards[64]}[what]
     arguments = (what, folder, "--tokenizer", tokenizer, "--output", folder / "counts", "--workers", 1)
     with pytest.raises(SystemExit, match=rf"--output .*counts lies in the input, {folder}, .*: choose one outside"):

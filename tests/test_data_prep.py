@@ -1,8 +1,6 @@
 import hashlib
 import io
-import sys
 import tarfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +13,9 @@ from data_prep.inputs import find_inputs
 from data_prep.npm_package import NpmPackage, read_members
 from data_prep.split import document_hash, heldout_mask, split_documents
 from mmbert.streams import read_languages
+from tests.data_prep.programs import call
 
 LISTS = Path(__file__).parents[1] / "yamls" / "languages"
-
-
-def call(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: object) -> None:
-    """Run a program of data_prep as from the command line."""
-    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-    main()
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file below `root`, hidden ones included."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # --- split ---------------------------------------------------------------------------------------------------------

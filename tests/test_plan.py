@@ -52,7 +52,7 @@ def test_parameters_and_checkpoints_are_counted_as_the_model_has_them(shape: str
     with torch.device("meta"):
         model = MmBertForMaskedLM(config.model)
     assert num_parameters(config.model) == sum(parameter.numel() for parameter in model.parameters())
-    assert plan_phase("", config, None).checkpoint_bytes == checkpoint_bytes(model)
+    assert plan_phase("", config, None, None).checkpoint_bytes == checkpoint_bytes(model)
 
 
 def test_activations_are_what_autograd_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +127,14 @@ def test_the_plan_has_the_steps_and_rates_of_the_recipes_tables(name: str) -> No
     config = load_config(f"yamls/{name}.yaml")
     if name.startswith("demo"):
         config = replace(config, data=replace(config.data, root="nowhere"))
-    plan = plan_phase("", config, None)
+    plan = plan_phase("", config, None, None)
     assert plan.steps == pytest.approx(steps(config), rel=2e-4, abs=1)  # the table takes all rows to be full
     assert plan.curves()["learning rate"][-1] == learning_rate(config, config.duration)
     assert 0 <= plan.tokens - config.duration < plan.step_tokens
 
 
 def test_time_is_flops_over_the_assumed_speed() -> None:
-    plan = plan_phase("", load_config("yamls/phase1.yaml", ["data.root=nowhere"]), None)
+    plan = plan_phase("", load_config("yamls/phase1.yaml", ["data.root=nowhere"]), None, None)
     assert plan.seconds(H100) == pytest.approx(plan.tokens * plan.full_flops / (8 * 989.4e12 * 0.25))
     known = replace(H100, tokens_per_second=2e6)
     assert plan.seconds(known) == pytest.approx(plan.tokens / 2e6)
@@ -167,7 +167,7 @@ def test_training_reads_of_every_language_what_was_planned_within_a_row(
     changes = ["data.period_rows=2", "duration=8000"]
     outcome = train([path, *changes], tmp_path / "steps.jsonl")
     assert outcome.exit_code == 0, outcome.output
-    plan = plan_phase("", load_config(path, changes), None)
+    plan = plan_phase("", load_config(path, changes), None, None)
     state = read_state(newest_checkpoint(plan.config.run_folder))
     assert (plan.steps, plan.rows) == (state["step"], state["rows"])
     assert len(plan.lines) == 6
@@ -180,7 +180,7 @@ def test_training_reads_of_every_language_what_was_planned_within_a_row(
 def test_counts_give_the_plan_that_the_manifests_give(corpus: Corpus, tmp_path: Path) -> None:
     write_yamls(tmp_path, corpus)
     config = load_config(tmp_path / "phase3.yaml")
-    from_rows = plan_phase("", config, None)
+    from_rows = plan_phase("", config, None, None)
     assert from_rows.counts is not None
     names, _ = mixture_streams(config)
     with (tmp_path / "counts.csv").open("w") as file:
@@ -188,7 +188,7 @@ def test_counts_give_the_plan_that_the_manifests_give(corpus: Corpus, tmp_path: 
         writer.writerow(["source", "language", "tokens", "rows", "documents"])
         for name, manifest in zip(names, from_rows.counts.manifests, strict=True):
             writer.writerow([*name, manifest.tokens, manifest.rows, manifest.documents])
-    from_counts = plan_phase("", config, read_counts(tmp_path / "counts.csv"))
+    from_counts = plan_phase("", config, None, read_counts(tmp_path / "counts.csv"))
     assert from_counts.lines == from_rows.lines
     assert from_counts.steps == from_rows.steps
     assert from_counts.document_flops == from_rows.document_flops

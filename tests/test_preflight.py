@@ -15,8 +15,6 @@ from mmbert.preflight.report import CLOCK_SECONDS, Report, judge
 from tests.conftest import Corpus
 from tests.training_runs import prepare
 
-ALONE = Place(0, 1, 0, 1, "127.0.0.1", 0)
-
 
 @pytest.fixture
 def yaml(corpus: Corpus, tmp_path: Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from data_prep.batches import batches
 from data_prep.benchmark import texts as benchmark_texts
 from data_prep.codec import BATCH_BYTES
-from data_prep.fast_tokenizer import BACKENDS, encoder
+from data_prep.fast_tokenizer import encoder
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import measure
 from mmbert.packing import TokenIds
@@ -28,7 +28,6 @@ TRIAL_TEXTS = 4096
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     benchmark_texts.add_options(parser)
-    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of ours (default: auto)")
 
 
 def encode_with(encode: Callable[[list[str]], list[TokenIds]], parts: Sequence[list[str]]) -> list[TokenIds]:
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     texts = [text for several in languages.values() for text in several]
     parts = list(batches(texts, lambda text: len(text.encode()), BATCH_BYTES))
     tokenizer = load_tokenizer(options.tokenizer)
-    encode = encoder(tokenizer, options.backend)
+    encode = encoder(tokenizer)
     theirs, ours = encode_with_tokenizers(tokenizer, texts, 256), encode_with(encode, parts)
     different = sum(not np.array_equal(a, b) for a, b in zip(theirs, ours, strict=True))
     gates = [Gate(f"texts whose ids differ, ours against {PEER}", different, 0)]

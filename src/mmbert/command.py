@@ -1,8 +1,8 @@
-"""What programs share: how they fail, and how they import what takes long."""
+"""What programs share: how they fail, how they import what takes long, and some of their arguments."""
 import gc
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,11 @@ def lasting_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def yamls_and_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What a chain of phases is named by: its YAMLs, and `key.sub=value` for all of them."""
+    return [text for text in arguments if "=" not in text], [text for text in arguments if "=" in text]
 
 
 def local_folder(text: str) -> Path:

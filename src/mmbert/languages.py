@@ -36,3 +36,9 @@ def find(code: str) -> Language | None:
     language = table().get(first)
     scripts = [part.title() for part in rest if len(part) == 4 and part.isalpha()]
     return replace(language, script=scripts[0]) if language and scripts else language
+
+
+def script_of(code: str) -> str:
+    """ISO 15924, as of `find`; "unknown" where it is."""
+    language = find(code)
+    return language.script if language and language.script else "unknown"

@@ -107,7 +107,7 @@ def check_unchanged(config: MergeConfig, inputs: Sequence[Input]) -> None:
     """Refuse a run folder that is there already, unless it is what the same inputs and settings give.
 
     Raises:
-        FileNotFoundError, ValueError: it is something else, or its checkpoint is damaged.
+        FileExistsError, FileNotFoundError, ValueError: it is something else, or its checkpoint is damaged.
     """
     record = read_record(config)
     if record is None:

@@ -43,7 +43,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
         self.window: Window | None = None
         if layer % config.global_attn_every_n_layers != 0:
             self.window = (config.local_attention // 2, config.local_attention // 2)

@@ -1,8 +1,11 @@
 """The look of the pages and figures that programs write: colours, the frame of a page, tables that a click sorts."""
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: these stay apart for colour-blind readers, and markers differ too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -90,6 +93,13 @@ def document(title: str, heading: str, lead: str, body: Sequence[str], css: str 
 </body>
 </html>
 """
+
+
+def as_png(figure: Figure, dpi: int) -> bytes:
+    """The figure as PNG bytes."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi)
+    return stream.getvalue()
 
 
 def picture(png: bytes, text: str) -> str:

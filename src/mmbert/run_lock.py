@@ -3,9 +3,13 @@ import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from mmbert.atomic import make_folder
 
 NAME = "lock"
 MOST_BYTES = 1024  # of the file's content, far more than hold_run writes
@@ -50,6 +54,17 @@ def hold_run(run_folder: Path) -> RunLock:
         os.close(descriptor)
         raise
     return RunLock(descriptor)
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Around what writes into a folder, which is made; see `hold_run`."""
+    make_folder(folder)
+    lock = hold_run(folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sign(descriptor: int, path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmbert.languages import find
+from mmbert.languages import script_of
 from mmbert.linear_cross_entropy import Losses
 from mmbert.mixture import Integers
 from mmbert.streams import language_of, source_of
@@ -61,13 +61,11 @@ def from_scores(names: tuple[str, ...], scores: Mapping[str, Score]) -> Tensor:
     return torch.tensor([[score.labels, round(score.loss * UNITS), score.correct] for score in found])
 
 
-def script_of(name: str) -> str:
-    """Of the stream `source/language`; "unknown" where mmbert/languages.csv does not have it."""
-    language = find(language_of(name))
-    return language.script if language and language.script else "unknown"
-
-
-PARTS: dict[str, Callable[[str], str]] = {"source": source_of, "language": language_of, "script": script_of}
+PARTS: dict[str, Callable[[str], str]] = {
+    "source": source_of,
+    "language": language_of,
+    "script": lambda name: script_of(language_of(name)),
+}
 """What streams are summed up by: the kind of a sum -> which of them a stream belongs to."""
 
 

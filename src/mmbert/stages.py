@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.checkpoint import newest_checkpoint
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.config import RunConfig, build_config, is_merge, read_yaml
 from mmbert.data_config import is_remote
 from mmbert.file_contents import parse_object, sha256_of
@@ -178,11 +178,6 @@ def load_all(paths: Sequence[str], overrides: Sequence[str]) -> list[AnyConfig]:
     ]
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """YAMLs and overrides."""
-    return [text for text in arguments if "=" not in text], [text for text in arguments if "=" in text]
-
-
 def main() -> None:
     """Print the stages; a mistake of the user ends it with one line and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m mmbert.stages", description="The jobs of a chain of phases.")
@@ -190,7 +185,7 @@ def main() -> None:
     parser.add_argument("arguments", nargs="+", metavar="CONFIG", help=ARGUMENTS)
     options = parser.parse_args()
     with errors_in_one_line():
-        for stage in stages(*split(options.arguments), options.train_only):
+        for stage in stages(*yamls_and_overrides(options.arguments), options.train_only):
             print(stage.line())
 
 

@@ -11,10 +11,10 @@ from datetime import timedelta
 
 from mmbert.checkpoint import step_folders
 from mmbert.checkpoint_files import read_state
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.config import RunConfig
 from mmbert.ledger import last_step
-from mmbert.stages import ARGUMENTS, Stage, load_all, split, stages
+from mmbert.stages import ARGUMENTS, Stage, load_all, stages
 
 HEADER = ("stage", "state", "job", "step", "tokens", "done", "time left", "restarts")
 
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("arguments", nargs="+", metavar="CONFIG", help=ARGUMENTS)
     options = parser.parse_args()
     with errors_in_one_line():
-        paths, overrides = split(options.arguments)
+        paths, overrides = yamls_and_overrides(options.arguments)
         chain = stages(paths, overrides)
         phases = {each.name: each for each in load_all(paths, overrides) if isinstance(each, RunConfig)}
         print(table(chain, phases, queued_jobs()))

@@ -1,7 +1,7 @@
 """Whether a person, a scheduler or a launcher has asked this process to stop."""
 import os
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 from mmbert.processes import STOPPED
 
@@ -25,9 +25,7 @@ class StopRequest:
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_BY)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_BY)
         for number, handler in zip(ASKED_BY, self._handlers, strict=True):
             signal.signal(number, handler)

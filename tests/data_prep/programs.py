@@ -59,6 +59,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def write_jsonl(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 

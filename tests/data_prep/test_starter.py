@@ -24,7 +24,7 @@ def start(monkeypatch: pytest.MonkeyPatch, corpus: Corpus, rows: Path, output: P
     call(monkeypatch, starter.main, "--rows", rows, "--tokenizer", corpus.tokenizer, "--output", output)
     config = load_config(output)
     tokenizer = load_tokenizer(corpus.tokenizer)
-    assert plan_phase(str(output), config, None).problem == ""
+    assert plan_phase(str(output), config, None, None).problem == ""
     PhaseData.open(config, tokenizer)
     check_validation(config, tokenizer)
     return config

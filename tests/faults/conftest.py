@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Corpus
-from tests.faults.oracle import processes_of
+from tests.faults.oracle import processes_of, processes_with
 from tests.object_stores import ObjectStore, object_store
 from tests.training_runs import Run, prepare, train, train_ranks
 
@@ -46,3 +46,11 @@ def started() -> Iterator[list[Run]]:
     for run in runs:
         for process in processes_of(run):
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    """Where launcher and ranks write; whoever still does at the end is killed."""
+    yield tmp_path / "ranks.log"
+    for process in processes_with(tmp_path / "ranks.log"):
+        os.kill(process, signal.SIGKILL)

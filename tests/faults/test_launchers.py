@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,6 @@ OURS = f"{sys.executable} -m mmbert.launch --nproc 2 main.py"
 COMPOSERS = f"{Path(sys.executable).with_name('composer')} -n 2 main.py"
 LONG = ["duration=1M", "logging.interval_batches=1", "device_train_microbatch_size=1"]
 STOPPED = 85
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[Path]:
-    """Where launcher and ranks write; whoever still does at the end is killed."""
-    yield tmp_path / "ranks.log"
-    for process in processes_with(tmp_path / "ranks.log"):
-        os.kill(process, signal.SIGKILL)
 
 
 def launch(launcher: str, yaml: Path, log: Path) -> subprocess.Popen[bytes]:

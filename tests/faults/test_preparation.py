@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Corpus
+from tests.data_prep.programs import tree
 from tests.faults.resources import may_mount
 
 # Small buckets, so that files of some hundred kilobytes take part in all stages.
@@ -46,11 +47,6 @@ def command(text: Path, corpus: Corpus, output: Path) -> list[str | Path]:
         *(sys.executable, "-c", PROGRAM, "--input", text, "--output", output, "--tokenizer", corpus.tokenizer),
         *("--row-length", "64", "--workers", "2"),
     ]  # fmt: skip
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    files = (path for path in root.rglob("*") if path.is_file() and ".prepare" not in path.parts)
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")

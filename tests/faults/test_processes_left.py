@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -106,14 +105,6 @@ def wait_for_ranks(folder: Path, launcher: subprocess.Popen[bytes]) -> None:
     here = [folder / "here0", folder / "here1"]
     wait_until(lambda: all(path.exists() for path in here) or launcher.poll() is not None, 180)  # imports take time
     assert launcher.poll() is None
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[Path]:
-    """Where ranks write; whoever still does at the end is killed."""
-    yield tmp_path / "ranks.log"
-    for process in processes_with(tmp_path / "ranks.log"):
-        os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.fault(17)

@@ -53,10 +53,8 @@ def parse_arguments(
     module.add_options(parser)
     if name != "page":
         add_common_options(parser)
-    options = parser.parse_args(arguments[1:])
-    if name != "page":
-        options.run = module.run
-    return name, options
+        parser.set_defaults(run=module.run)
+    return name, parser.parse_args(arguments[1:])
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

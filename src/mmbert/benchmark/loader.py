@@ -58,12 +58,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of rows, order and masks (default: 0)")
     parser.add_argument("--modernbert", type=Path, metavar="PATH", help="checkout of ModernBERT (default: left out)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the rows there, a new folder, and keep them")
-    parser.add_argument(
-        "--step-tokens-per-second",
-        type=float,
-        default=STEP_TOKENS_PER_SECOND,
-        help=f"speed of the step that data wait is measured for (default: {STEP_TOKENS_PER_SECOND:g})",
-    )
 
 
 def parse_streams(text: str) -> list[int]:
@@ -90,8 +84,6 @@ def check_options(options: argparse.Namespace) -> tuple[Shape, list[int]]:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {number}")
     if not 0.0 < options.mask_rate < 1.0:
         raise ValueError(f"--mask-rate {options.mask_rate:g} must lie between 0 and 1")
-    if options.step_tokens_per_second <= 0.0:
-        raise ValueError(f"--step-tokens-per-second {options.step_tokens_per_second:g} must be above 0")
     if options.keep is not None and options.keep.exists():
         raise ValueError(f"--keep {options.keep} exists: name a new folder")
     if options.batches % options.microbatches:
@@ -187,7 +179,7 @@ def measure_all(
             name = OURS if number == max(ours) else f"{OURS}-{number}"
             candidates[name] = partial(run_through, loaded, shape.batches)
             if name == OURS:
-                step = shape.rows * shape.microbatches * shape.row_length / options.step_tokens_per_second
+                step = shape.rows * shape.microbatches * shape.row_length / STEP_TOKENS_PER_SECOND
                 wait = {"step_seconds": step, "data_wait_share": data_wait(loaded, step)}
         fresh = ours[min(ours)].with_period(PERIOD_ROWS)
         candidates[f"{OURS}-{min(ours)}-fresh"] = partial(fresh.whole_pass, shape.steps)

@@ -16,14 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmbert.benchmark import timing
+from mmbert.benchmark import products, timing
 from mmbert.benchmark.candidates import Candidate, our_candidate
 from mmbert.benchmark.device import add_device_options, chosen_device
 from mmbert.benchmark.documents import Documents, synthetic_documents
 from mmbert.benchmark.peers import PEERS, build_peers, check_peers_run
-from mmbert.benchmark.products import NAME as PRODUCTS
-from mmbert.benchmark.products import NOTE as PRODUCTS_NOTE
-from mmbert.benchmark.products import bare_products
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import Sample, Spread
 from mmbert.config import ModelConfig, OptimizerConfig
@@ -112,7 +109,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     peaks = {name: peak_gpu_bytes(candidate) for name, candidate in measured}
     steps: dict[str, Callable[[], None]] = {name: candidate.step for name, candidate in candidates.items()}
     dtype = torch.bfloat16 if options.precision == "amp_bf16" else torch.float32
-    steps[PRODUCTS] = bare_products(encoder, candidates[OURS].microbatches, dtype)
+    steps[products.NAME] = products.bare_products(encoder, candidates[OURS].microbatches, dtype)
     samples = timing.measure(steps, options.repetitions, options.warmup, device.type == "cuda")
     flops = training_flops(config, documents.rows["lengths"], documents.num_masked)
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
@@ -231,5 +228,5 @@ def candidate_facts(
             table[name]["peak_bytes"] = peaks[name]
         if peak is not None:
             table[name]["mfu"] = speed / peak
-    table[PRODUCTS] = {"note": PRODUCTS_NOTE}
+    table[products.NAME] = {"note": products.NOTE}
     return table

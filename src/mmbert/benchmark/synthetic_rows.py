@@ -108,13 +108,7 @@ def language_name(stream: int) -> str:
 
 
 def write_streams(root: Path, rows: Sequence[Row], num_streams: int, shape: Shape, tokenizer: Tokenizer) -> None:
-    """Deal the rows out to the streams: row i is row i // num_streams of stream i % num_streams.
-
-    Raises:
-        ValueError: there are fewer rows than streams.
-    """
-    if len(rows) < num_streams:
-        raise ValueError(f"--streams {num_streams}: only {len(rows)} rows; raise --batches or --rows")
+    """Deal the rows out to the streams: row i is row i // num_streams of stream i % num_streams."""
     for stream in range(num_streams):
         folder = stream_folder(root, "train", SOURCE, language_name(stream))
         write_stream(folder, rows[stream::num_streams], shape, tokenizer)

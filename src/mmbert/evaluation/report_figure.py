@@ -1,5 +1,4 @@
 """The figure of a report: what each phase did for the languages, and whether it saw the mixture it planned."""
-import io
 from typing import Any
 
 import matplotlib.style
@@ -10,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from mmbert.evaluation.report_numbers import NEVER_ENTERED, Report, entry_phases, group_name
 from mmbert.evaluation.run_records import PhaseRecord
-from mmbert.page_style import COLOURS, MARKERS, STYLE
+from mmbert.page_style import COLOURS, MARKERS, STYLE, as_png
 
 NEVER_COLOUR, NEVER_MARKER = "#777777", "x"
 
@@ -135,6 +134,4 @@ def draw_report(report: Report) -> bytes:
             panel = below.add_subplot(1, len(report.trained), place, sharex=first, sharey=first)
             draw_shares(panel, report, phase)
             first = first or panel
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=120)
-    return stream.getvalue()
+        return as_png(figure, dpi=120)

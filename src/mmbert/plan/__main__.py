@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert.atomic import write_file
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.plan.chain import Chain, plan_chain
 from mmbert.plan.compare import compare_csv, compare_page, compare_text
 from mmbert.plan.counts import read_counts
@@ -66,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; a mistake of the user ends it with one line and exit code 1."""
     options = parse_arguments(arguments)
     with errors_in_one_line():
-        paths = [argument for argument in options.configs if "=" not in argument]
-        overrides = [argument for argument in options.configs if "=" in argument]
+        paths, overrides = yamls_and_overrides(options.configs)
         if not paths or (options.compare and len(paths) != 2):
             raise ValueError(f"{len(paths)} YAMLs: give " + ("two to compare" if options.compare else "at least one"))
         table = read_counts(options.counts) if options.counts else None

@@ -11,20 +11,11 @@ from mmbert.plan.phase import Hardware, PhasePlan, plan_phase
 
 @dataclass(frozen=True)
 class Chain:
-    """Plans in the order of training.
-
-    Attributes:
-        parents: configuration of each plan's parent; None where it has none, or its YAML is not at hand.
-    """
+    """Plans in the order of training."""
 
     plans: tuple[PhasePlan, ...]
-    parents: tuple[RunConfig | None, ...]
     hardware: Hardware | None
     findings: tuple[Finding, ...]
-
-    def parent_of(self, plan: PhasePlan) -> RunConfig | None:
-        """The configuration that a plan is compared with."""
-        return next(parent for other, parent in zip(self.plans, self.parents, strict=True) if other is plan)
 
     def has_errors(self) -> bool:
         """Whether a phase would not run."""
@@ -48,12 +39,12 @@ def plan_chain(
     configs = [load_config(path, overrides) for path in paths]
     if all(config.device == "cpu" for config in configs):
         hardware = None
-    plans = [plan_phase(path, config, table) for path, config in zip(paths, configs, strict=True)]
-    parents = [find_parent(path, config, configs) for path, config in zip(paths, configs, strict=True)]
+    pairs = zip(paths, configs, strict=True)
+    plans = [plan_phase(path, config, find_parent(path, config, configs), table) for path, config in pairs]
     findings = [finding for plan in plans for finding in judge(plan, hardware)]
     chains = [slice(i, i + 1) for i in range(len(plans))] if apart else [slice(None)]
-    findings += [finding for part in chains for finding in judge_chain(plans[part], parents[part])]
-    return Chain(tuple(plans), tuple(parents), hardware, tuple(findings))
+    findings += [finding for part in chains for finding in judge_chain(plans[part])]
+    return Chain(tuple(plans), hardware, tuple(findings))
 
 
 def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig]) -> RunConfig | None:

@@ -1,5 +1,4 @@
 """The figure of a plan: the schedules over the tokens of all phases, and the mixture of each."""
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmbert.page_style import COLOURS, STYLE
+from mmbert.page_style import COLOURS, STYLE, as_png
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import quantity, total_lines
 from mmbert.plan.findings import REPEATS
@@ -82,6 +81,4 @@ def draw_chain(chain: Chain) -> bytes:
             colour = COLOURS[number % len(COLOURS)]
             draw_mixture(panels[5 + 2 * number], plan, colour)
             draw_repeats(panels[6 + 2 * number], plan, colour)
-        stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=100)
-    return stream.getvalue()
+        return as_png(figure, dpi=100)

@@ -168,13 +168,13 @@ def memory_texts(plan: PhasePlan, hardware: Hardware) -> Texts:
     return [("ok", text)]
 
 
-def judge_chain(plans: Sequence[PhasePlan], parents: Sequence[RunConfig | None]) -> list[Finding]:
-    """What a phase and its parent must have in common; None for a parent whose YAML is not at hand."""
+def judge_chain(plans: Sequence[PhasePlan]) -> list[Finding]:
+    """What a phase and its parent must have in common."""
     findings = []
     folders = [plan.config.run_folder for plan in plans]
-    for plan, parent, folder in zip(plans, parents, folders, strict=True):
+    for plan, folder in zip(plans, folders, strict=True):
         config = plan.config
-        texts = pair_texts(plan, parent)
+        texts = pair_texts(plan)
         if folders.count(folder) > 1:
             texts.append(("error", f"two phases would run in {folder}; give each a `name`"))
         if config.parent in [later.config.name for later in plans[folders.index(folder) + 1 :]]:
@@ -193,9 +193,9 @@ def judge_chain(plans: Sequence[PhasePlan], parents: Sequence[RunConfig | None])
     return findings
 
 
-def pair_texts(plan: PhasePlan, parent: RunConfig | None) -> Texts:
+def pair_texts(plan: PhasePlan) -> Texts:
     """A phase against its parent."""
-    config = plan.config
+    config, parent = plan.config, plan.parent
     if config.parent is None:
         return []
     if parent is None:

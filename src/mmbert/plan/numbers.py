@@ -8,7 +8,7 @@ from mmbert.config import ModelConfig
 from mmbert.head_chunks import rows_of_a_chunk
 from mmbert.schedules import BatchSizes
 
-FP32, BF16, INT32 = 4, 2, 4  # bytes
+FP32, BF16 = 4, 2  # bytes
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def num_parameters(model: ModelConfig) -> int:
 def activation_bytes(model: ModelConfig, tokens: int, masked: int) -> int:
     """What autograd keeps of one microbatch in bf16 autocast, but for the head's loss and the weights' bf16 copies.
 
-    Without torch.compile, which should form some of it anew instead. Measured on the CPU alone.
+    Of the layers as torch.compile takes them, but for what it should form anew instead. Measured on the CPU alone.
 
     Args:
         tokens: of the microbatch.
@@ -52,13 +52,14 @@ def activation_bytes(model: ModelConfig, tokens: int, masked: int) -> int:
     projection = BF16 * hidden + BF16 * 3 * hidden + BF16 * 2 * hidden  # input; queries, keys, values; q and k rotated
     attention = BF16 * hidden + FP32 * model.num_attention_heads  # output, log of the sums of exponents
     dropout = hidden if model.attn_out_dropout else 0
-    mlp = BF16 * hidden + BF16 * 2 * inner + BF16 * inner + BF16 * inner  # input; both branches; activated; product
+    mlp = BF16 * hidden + BF16 * 2 * inner + BF16 * inner  # input; both branches; product
+    activated = BF16 * inner  # of the last layer, which is not compiled
     before, after = norm + projection + attention, dropout + norm + mlp
     rope = 2 * 2 * FP32 * (hidden // model.num_attention_heads // 2)  # cos and sin, of global and local layers
     embeddings = norm + 8
     every_token = layers * before - norm + (layers - 1) * after + rope + embeddings
     head = norm + 2 * BF16 * hidden + norm + norm  # final norm; dense layer's input and output; norm; loss's gradient
-    return tokens * every_token + masked * (after + BF16 * hidden + 8 + head)
+    return tokens * every_token + masked * (after + activated + BF16 * hidden + 8 + head)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from mmbert.page_style import Cell, document, number_cell, picture, table, text_
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import assumption, changes, facts, quantity, total_lines
 from mmbert.plan.findings import Finding
-from mmbert.plan.phase import Line, PhasePlan
+from mmbert.plan.phase import Hardware, Line, PhasePlan
 from mmbert.plan.text import chain_rows
 
 OWN_CSS = """
@@ -49,10 +49,10 @@ def line_cells(line: Line) -> list[Cell]:
     ]
 
 
-def phase_section(plan: PhasePlan, chain: Chain) -> list[str]:
+def phase_section(plan: PhasePlan, hardware: Hardware | None) -> list[str]:
     """One phase."""
-    parent = chain.parent_of(plan)
-    rows = [[text_cell(label), text_cell(value)] for label, value in facts(plan, chain.hardware).items()]
+    parent = plan.parent
+    rows = [[text_cell(label), text_cell(value)] for label, value in facts(plan, hardware).items()]
     body = [f"<h2>{escape(plan.config.name)}</h2>", f'<p class="note">{escape(plan.path)}</p>']
     body.append(f'<div class="wrap">{table(["", "plan"], rows)}</div>')
     for by in ("group", "language"):
@@ -86,6 +86,6 @@ def chain_page(chain: Chain, figure: bytes) -> str:
         picture(figure, ALT),
     ]
     for plan in chain.plans:
-        body += phase_section(plan, chain)
+        body += phase_section(plan, chain.hardware)
     names = " → ".join(plan.config.name for plan in chain.plans)
     return document("plan", "mmBERT training plan", names, body, OWN_CSS)

@@ -90,6 +90,7 @@ class PhasePlan:
 
     Attributes:
         path: its YAML.
+        parent: configuration of the phase it goes on from; None where it has none, or its YAML is not at hand.
         counts: what the streams hold; None where that is unknown.
         problem: why there are no counts, where that is a mistake; "" otherwise.
         stretches: the steps, by size of the global batch.
@@ -99,6 +100,7 @@ class PhasePlan:
 
     path: str
     config: RunConfig
+    parent: RunConfig | None
     groups: tuple[Group, ...]
     counts: Counts | None
     problem: str
@@ -175,7 +177,9 @@ class PhasePlan:
         }  # fmt: skip
 
 
-def plan_phase(path: str, config: RunConfig, table: Mapping[Name, Count] | None) -> PhasePlan:
+def plan_phase(
+    path: str, config: RunConfig, parent: RunConfig | None, table: Mapping[Name, Count] | None
+) -> PhasePlan:
     """Plan a phase; a mistake in the counts is noted, and what does not need them is planned all the same.
 
     Raises:
@@ -193,7 +197,7 @@ def plan_phase(path: str, config: RunConfig, table: Mapping[Name, Count] | None)
     steps = tuple(stretches(sizes, config.duration / row_tokens))
     if counts is None or read is None:
         lines = tuple(line_of_group(group, config, streams) for group in groups)
-        return PhasePlan(path, config, groups, None, problem, lines, steps, row_tokens, None)
+        return PhasePlan(path, config, parent, groups, None, problem, lines, steps, row_tokens, None)
     read = read.up_to(sum(stretch.steps * stretch.batch_rows for stretch in steps))
     group_of = {int(member): group.name for group in groups for member in group.members}
     tokens = float(read.stream_tokens.sum())
@@ -208,7 +212,7 @@ def plan_phase(path: str, config: RunConfig, table: Mapping[Name, Count] | None)
         each = {length: flops_per_token(config, length) for length in set(counts.document_lengths.tolist())}
         lengths = counts.document_lengths.tolist()
         flops = sum(line.share * each[length] for line, length in zip(lines, lengths, strict=True))
-    return PhasePlan(path, config, groups, counts, "", lines, steps, row_tokens, flops)
+    return PhasePlan(path, config, parent, groups, counts, "", lines, steps, row_tokens, flops)
 
 
 def line_of_group(group: Group, config: RunConfig, streams: tuple[Name, ...]) -> Line:

@@ -15,7 +15,7 @@ from mmbert.plan.facts import (
     total_lines,
 )
 from mmbert.plan.findings import Finding
-from mmbert.plan.phase import Line, PhasePlan
+from mmbert.plan.phase import Hardware, Line, PhasePlan
 
 SHOWN = 12, 5  # of the languages: the largest, the smallest
 MARKS = {"ok": "ok     ", "warning": "WARNING", "error": "ERROR  "}
@@ -85,12 +85,12 @@ def language_table(plan: PhasePlan) -> str:
     return columns([head, *rows, ["all", f"{share:.4%}", quantity(tokens), "", ""]])
 
 
-def phase_text(plan: PhasePlan, chain: Chain) -> str:
+def phase_text(plan: PhasePlan, hardware: Hardware | None) -> str:
     """One phase."""
-    parent = chain.parent_of(plan)
+    parent = plan.parent
     head = f"{plan.config.name}   {plan.path}" + (f"   goes on from {plan.config.parent}" if plan.config.parent else "")
     parts = [head, "=" * len(head)]
-    parts += [f"  {label:16}{value}" for label, value in facts(plan, chain.hardware).items()]
+    parts += [f"  {label:16}{value}" for label, value in facts(plan, hardware).items()]
     before = {name: group.share for name, group in parent.data.groups().items()} if parent else {}
     heads = ["group", "share", "tokens", "there are", "repeats, at most"] + (["share in parent"] if parent else [])
     rows = [[line.group, *line_cells(line)] + ([f"{before.get(line.group, 0.0):.4%}"] if parent else [])
@@ -109,7 +109,7 @@ def chain_text(chain: Chain) -> str:
     findings = sorted(chain.findings, key=lambda finding: ("error", "warning", "ok").index(finding.level))
     parts = [columns(chain_rows(chain), indent=""), assumption(chain.hardware)]
     parts += ["\n".join(finding_text(finding) for finding in findings)]
-    parts += [phase_text(plan, chain) for plan in chain.plans]
+    parts += [phase_text(plan, chain.hardware) for plan in chain.plans]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,5 +1,4 @@
 """The figures of a run's report, as PNG bytes. N steps, B moments, L languages."""
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,22 +12,16 @@ from mmbert.clock import learning_rate
 from mmbert.config import RunConfig
 from mmbert.data_config import UNITS
 from mmbert.mixture import Floats
-from mmbert.page_style import COLOURS, STYLE
+from mmbert.page_style import COLOURS, STYLE, as_png
 from mmbert.run_report.curves import Scores, Steps, smooth
 from mmbert.run_report.languages import PerLanguage
 from mmbert.run_report.mixture_tokens import StreamTokens
 from mmbert.run_report.phase_run import PhaseRun
 
 DRAWN = 2000  # points of a curve, evenly chosen
+DPI = 110
 SHOWN = 6  # languages with a line of their own
 PLANNED: dict[str, Any] = {"color": "black", "linewidth": 4, "alpha": 0.25, "label": "planned"}
-
-
-def as_png(figure: Figure) -> bytes:
-    """The figure as PNG bytes."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
 
 
 def some(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -114,7 +107,7 @@ def draw_course(phase: PhaseRun) -> bytes:
         draw_taus(figure.add_subplot(grid[1, 2:4]), phase.steps, phase.config)
         if phase.scores:
             draw_throughput(figure.add_subplot(grid[1, 4:]), phase.scores)
-        return as_png(figure)
+        return as_png(figure, DPI)
 
 
 def draw_mixture(streams: Sequence[StreamTokens]) -> bytes:
@@ -143,7 +136,7 @@ def draw_mixture(streams: Sequence[StreamTokens]) -> bytes:
         axes.set_xlabel("planned tokens of the stream")
         axes.set_ylabel("realised / planned")
         axes.set_title("Planned and realised, each stream a dot")
-        return as_png(figure)
+        return as_png(figure, DPI)
 
 
 def draw_languages(axes: Axes, found: PerLanguage, values: Floats, title: str) -> None:
@@ -170,7 +163,7 @@ def draw_scores(found: PerLanguage, loss: Floats, accuracy: Floats) -> bytes:
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         draw_languages(figure.add_subplot(1, 2, 1), found, loss, "Training loss by language, nats per masked token")
         draw_languages(figure.add_subplot(1, 2, 2), found, accuracy, "Masked tokens predicted right, by language")
-        return as_png(figure)
+        return as_png(figure, DPI)
 
 
 def draw_bits(found: PerLanguage, bits_per_byte: Floats) -> bytes:
@@ -178,4 +171,4 @@ def draw_bits(found: PerLanguage, bits_per_byte: Floats) -> bytes:
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(13, 4.6), layout="constrained")
         draw_languages(figure.add_subplot(), found, bits_per_byte, "Held-out bits per byte by language")
-        return as_png(figure)
+        return as_png(figure, DPI)
