@@ -333,19 +333,26 @@ def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
     if path in readers:
         raise ValueError(f"{path} extends itself through {readers[-1]}")
     if not path.is_file():
-        raise FileNotFoundError(f"no such configuration: {path}" + (f", extended by {readers[-1]}" if readers else ""))
+        asked = f", extended by {readers[-1]}: what `extends` names lies relative to that file" if readers else ""
+        raise FileNotFoundError(f"no such configuration: {path}{asked}")
     try:
         own = OmegaConf.load(path)
     except Exception as error:  # PyYAML's many errors: each carries the line
-        raise ValueError(f"{path} is no valid YAML: {error}") from None
+        raise ValueError(f"{path} is no valid YAML: {in_one_line(error)}") from None
     if not isinstance(own, DictConfig):
         raise ValueError(f"{path} must be a mapping of keys to values")
     bases = own.pop("extends", [])
-    if not isinstance(bases, list | ListConfig):
-        raise ValueError(f"{path}: extends = {bases!r} must be a list of files")
+    if not isinstance(bases, list | ListConfig) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: extends = {bases!r} must be a list of files, as in [common.yaml]")
     merged = OmegaConf.merge(*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def in_one_line(error: Exception) -> str:
+    """What PyYAML says over several lines; of a tab, which it does not name, also what to do."""
+    words = " ".join(str(error).split())
+    return words.replace("cannot start any token", "cannot start any token (a tab? indent with spaces)")
 
 
 def is_merge(tree: DictConfig) -> bool:
@@ -378,7 +385,7 @@ def build_config(cls: type[T], tree: DictConfig, path: str | Path, overrides: Se
         try:
             parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[call-overload, index]
         except Exception as error:  # PyYAML's many errors
-            raise ValueError(f"{override!r} is no valid YAML: {error}") from None
+            raise ValueError(f"{override!r} is no valid YAML: {in_one_line(error)}") from None
         OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)

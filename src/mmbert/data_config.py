@@ -26,9 +26,12 @@ def parse_tokens(value: Any) -> int:
 
 def parse_schedule(value: Any) -> Any:
     """A bare number is a constant schedule."""
+    if not isinstance(value, int | float | dict) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither a number, as 0.15, nor a curve, as {{kind: linear, start: 0.3, "
+                         "end: 0.1}")  # fmt: skip
     if isinstance(value, dict) and value.get("at") is not None:
         return {**value, "at": parse_tokens(value["at"])}
-    return {"start": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return value if isinstance(value, dict) else {"start": value}
 
 
 Bytes = Annotated[int, convert_with(parse_bytes)]
