@@ -245,6 +245,17 @@ def test_bad_input_ends_in_one_clear_line(
     assert not list(tmp_path.glob("runs/*/step-*"))
 
 
+def test_a_missing_parent_is_told_with_the_runs_that_there_are(corpus: Corpus, tmp_path: Path) -> None:
+    """What else lies in run_root, the plan's folder for one, is no run."""
+    from main import main
+
+    write_yamls(tmp_path, corpus)
+    for folder in ("plan", "phase0/step-0000000012"):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"no such run .*phase7; there are phase0$"):
+        main([str(tmp_path / "phase2.yaml"), "parent=phase7"])
+
+
 @pytest.mark.parametrize("change, missing", [
     ("tokenizer=data/tokenizer", "tokenizer folder data/tokenizer does not exist"),
     ("data.root=data/rows", "data/rows/train/invented/laa does not exist, nor does data/rows/train/invented"),
