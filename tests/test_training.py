@@ -209,7 +209,7 @@ def refusals(corpus: Corpus, folder: Path) -> dict[str, tuple[list[str], list[st
             ["invented/lax does not exist; did you mean", "or leave lax out"],
         ),
         "language listed twice": ([phase1, "data.mixture.large.languages=[laa, laa]"], ["listed twice: laa"]),
-        "no language": ([phase1, "data.mixture.large.languages=[]"], ["data.mixture.large.languages", "no language"]),
+        "no language": ([phase1, "data.mixture.large.languages=[]"], ["large.languages: no language; name one"]),
         "missing list": ([phase1, "data.mixture.large.languages=[no.txt]"], ["no such file: no.txt"]),
         "longer rows than the shards'": ([phase1, "max_seq_len=100"], [str(shards), "row_length is 64"]),
         "missing parent": ([str(folder / "phase2.yaml"), "parent=phase7"], ["phase7", "no such run"]),
