@@ -276,6 +276,9 @@ def spoil(checkpoint: Path) -> None:
 def test_nothing_is_there_to_tidy(tmp_path: Path) -> None:
     assert tidy(tmp_path) is None
     assert tidy(tmp_path / "new") is None
+    (tmp_path / "runs" / "phase1" / "step-0000000003").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"runs holds no checkpoint; name one of the runs in it: phase1$"):
+        newest_checkpoint(tmp_path / "runs")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint; train that phase first"):
         newest_checkpoint(tmp_path)
 

@@ -88,6 +88,32 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("optimizer.betas=[1]", "optimizer.betas"),
         ("validation.languages=[]", "languages = [] must name at least one, or leave `validation` out"),
         ("global_train_batch_size=0", "must be at least 1"),
+        ("model.num_attention_heads=0", "model: num_attention_heads = 0 must be above 0"),
+        ("model.num_hidden_layers=-2", "model: num_hidden_layers = -2 must be above 0"),
+        ("model.global_rope_theta=0", "model: global_rope_theta = 0.0 must be above 0"),
+        ("model.attn_out_dropout=10", "model: attn_out_dropout = 10.0 must lie in [0, 1]; 10% is 0.1"),
+        ("optimizer.betas=[0.9, 1.5]", "optimizer: betas = [0.9, 1.5] must both be at least 0 and below 1"),
+        ("optimizer.eps=0", "optimizer: eps = 0.0 must be above 0"),
+        ("optimizer.weight_decay=-1", "optimizer: weight_decay = -1.0 must be at least 0 and below 1"),
+        ("seed=-1", "seed = -1 must be at least 0"),
+        ("data.mixture.declaration.max_repeats=-1", "data.mixture.declaration.max_repeats = -1 must be above 0"),
+        ("batch_size_warmup={start: 3, tokens: 1K}", "batch_size_warmup.start = 3 must divide global_train_batch_size"),
+        ("batch_size_warmup={start: 1, tokens: 0}", "batch_size_warmup.tokens = 0 must be above 0"),
+        ("name=../elsewhere", "name = '../elsewhere' must be the name of a folder below run_root"),
+        ("name=.hidden", "name = '.hidden' must be the name of a folder below run_root"),
+        ("parent=phase0/step-0000000012", "parent = 'phase0/step-0000000012' must be the name of a run"),
+        ("parent=phase1", "parent = 'phase1' is this phase itself"),
+        ("warmup=5K", "unknown key warmup; did you mean learning_rate.warmup?"),
+        ("mixture={}", "unknown key mixture; did you mean data.mixture?"),
+        ("interval=5K", "unknown key interval; did you mean checkpoint.interval or validation.interval?"),
+        ("mask_rate=15%", "mask_rate: '15%' is neither a number, as 0.15, nor a curve, as {kind: linear"),
+        ("learning_rate.floor=2%", "learning_rate.floor = '2%' must be of type float; write a number without quotes"),
+        ("data.mixture.declaration.languages=[no]", "languages[0] = False must be of type str; YAML takes no, off"),
+        ("name=2024", "name = 2024 must be of type str; put it in quotes"),
+        ("data.mixture.declaration.languages=fao", "languages = 'fao' must be a list, as in [a, b]"),
+        ("data.mixture=fao", "data.mixture = 'fao' must be a mapping of names"),
+        ("optimizer.betas=[1]", "optimizer.betas = [1] must be a list of 2"),
+        ("mask_rate=15", "mask_rate = 15 must lie between 0 and 1; 15% is 0.15"),
         ("name=${nowhere}", "nowhere"),
         ("nothing", "write key.sub=value"),
         ("name=[", "no valid YAML"),
@@ -127,3 +153,20 @@ def test_broken_yaml_and_lists_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"a\.yaml"):
             load_config(tmp_path / "a.yaml")
+
+
+def test_what_yaml_says_stands_in_one_line_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data:\n\troot: data/rows\n")
+    with pytest.raises(ValueError, match=r"^.* \(a tab\? indent with spaces\) in .*, line 2, column 1$"):
+        load_config(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match=r"^'optimizer\.lr=\[1' is no valid YAML: .*$"):
+        load_config(DEMO, ["optimizer.lr=[1"])
+
+
+def test_extends_is_relative_to_the_file_and_a_list_of_names(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: [yamls/common.yaml]")
+    with pytest.raises(FileNotFoundError, match=r"what `extends` names lies relative to that file$"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("extends: [1]")
+    with pytest.raises(ValueError, match=r"extends = \[1\] must be a list of files, as in \[common\.yaml\]$"):
+        load_config(tmp_path / "a.yaml")

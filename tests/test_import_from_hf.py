@@ -17,6 +17,7 @@ from mmbert.checkpoint import load_moments, newest_checkpoint, read_state
 from mmbert.config import OptimizerConfig, load_config
 from mmbert.file_contents import sha256_of
 from mmbert.import_from_hf import main
+from mmbert.ledger_audit import main as audit_ledger
 from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.published_model import CARRIED, FIXED, model_config
@@ -80,6 +81,8 @@ def test_the_run_is_finished_has_trained_on_nothing_and_says_what_it_is(tmp_path
     load_moments(checkpoint, model, optimizer)
     assert [int(group["step"]) for group in optimizer.param_groups] == [0, 0]
     assert not any(moments["exp_avg"].any() or moments["exp_avg_sq"].any() for moments in optimizer.state.values())
+    with pytest.raises(SystemExit, match=r"published was imported or merged: it read no rows"):
+        audit_ledger([str(run)])
 
 
 def test_the_printed_lines_are_the_yaml_of_the_imported_model(
@@ -157,6 +160,12 @@ def test_a_run_that_exists_is_never_touched(tmp_path: Path, corpus: Any) -> None
     with pytest.raises(SystemExit, match=r"--output .*published exists; remove it, or name another"):
         take(folder, corpus.tokenizer)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_an_object_store_holds_no_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "hub", "--tokenizer", "tokenizer", "--output", "s3://bucket/published"])
+    assert "s3://bucket/published lies in an object store: name a folder" in capsys.readouterr().err
 
 
 MISTAKES: dict[str, dict[str, Any]] = {

@@ -199,6 +199,24 @@ def test_counts_give_the_plan_that_the_manifests_give(corpus: Corpus, tmp_path: 
 # ---------------------------------------------------------------------------------------------------------- findings
 
 
+def test_what_training_refuses_of_rows_that_are_there_is_an_error_of_the_plan(corpus: Corpus, tmp_path: Path) -> None:
+    write_yamls(tmp_path, corpus)
+
+    def errors(*changes: str) -> str:
+        return texts(plan_chain([str(tmp_path / "phase1.yaml")], changes, None, None), "error")
+
+    validated = f"validation={{interval: 1K, source: invented, root: {corpus.shards[64]}, languages: [laa]}}"
+    assert not errors(validated)
+    assert "heldout/invented/z does not exist" in errors(validated, "validation.languages=[z]")
+    assert "rows of 128 tokens, max_seq_len is 64" in errors(validated, f"validation.root={corpus.shards[128]}")
+    assert "has rows of 64 tokens, max_seq_len is 128; point data.root" in errors(
+        "max_seq_len=128", "model.max_position_embeddings=128"
+    )
+    assert "there is no nowhere/tokenizer.json below" in errors("tokenizer=nowhere")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert "is another than the one that made the rows" in errors(f"tokenizer={tmp_path}")
+
+
 def texts(chain: Chain, level: str) -> str:
     return "\n".join(finding.text for finding in chain.findings if finding.level == level)
 

@@ -266,6 +266,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, corpus: Any) -> None:
     (folder / "config.json").unlink()
     refused(folder, corpus.tokenizer, "config.json is missing; --model must be a folder")
     refused(tmp_path / "hubb", corpus.tokenizer, "hubb/config.json is missing")
+    refused(tmp_path / "hubb", corpus.tokenizer, "hf download OWNER/NAME --local-dir FOLDER$")
     refused(publish(tmp_path), tmp_path / "nowhere", "tokenizer folder .*nowhere does not exist")
 
 

@@ -209,7 +209,7 @@ def refusals(corpus: Corpus, folder: Path) -> dict[str, tuple[list[str], list[st
             ["invented/lax does not exist; did you mean", "or leave lax out"],
         ),
         "language listed twice": ([phase1, "data.mixture.large.languages=[laa, laa]"], ["listed twice: laa"]),
-        "no language": ([phase1, "data.mixture.large.languages=[]"], ["data.mixture.large.languages", "no language"]),
+        "no language": ([phase1, "data.mixture.large.languages=[]"], ["large.languages: no language; name one"]),
         "missing list": ([phase1, "data.mixture.large.languages=[no.txt]"], ["no such file: no.txt"]),
         "longer rows than the shards'": ([phase1, "max_seq_len=100"], [str(shards), "row_length is 64"]),
         "missing parent": ([str(folder / "phase2.yaml"), "parent=phase7"], ["phase7", "no such run"]),
@@ -243,6 +243,17 @@ def test_bad_input_ends_in_one_clear_line(
     for word in words:
         assert word in message
     assert not list(tmp_path.glob("runs/*/step-*"))
+
+
+def test_a_missing_parent_is_told_with_the_runs_that_there_are(corpus: Corpus, tmp_path: Path) -> None:
+    """What else lies in run_root, the plan's folder for one, is no run."""
+    from main import main
+
+    write_yamls(tmp_path, corpus)
+    for folder in ("plan", "phase0/step-0000000012"):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"no such run .*phase7; there are phase0$"):
+        main([str(tmp_path / "phase2.yaml"), "parent=phase7"])
 
 
 @pytest.mark.parametrize("change, missing", [

@@ -152,7 +152,9 @@ def newest_checkpoint(run_folder: Path) -> Path:
     for folder, reason in broken.items():
         log.warning("passing over %s: %s", folder, reason)
     if newest is None:
-        raise FileNotFoundError(f"{run_folder} holds no checkpoint; train that phase first")
+        runs = ", ".join(sorted({path.parent.name for path in run_folder.glob("*/step-*")}))
+        remedy = f"name one of the runs in it: {runs}" if runs else "train that phase first"
+        raise FileNotFoundError(f"{run_folder} holds no checkpoint; {remedy}")
     return newest
 
 

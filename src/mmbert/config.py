@@ -4,6 +4,7 @@ A YAML may name others under `extends`; it then states only what differs. `key.s
 comes last. Whatever does not fit the types below is refused with its path and the nearest right name.
 """
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ class ModelConfig:
     attention: Literal["auto", "cpu", "flash_attn", "torch_varlen", "torch_flash"] = "auto"
 
     def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            if key not in ("attention", "attn_out_dropout") and not value > 0:  # neither is NaN above 0
+                raise ValueError(f"{key} = {value} must be above 0")
+        if not 0 <= self.attn_out_dropout <= 1:
+            raise ValueError(f"attn_out_dropout = {self.attn_out_dropout} must lie in [0, 1]; 10% is 0.1")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} / num_attention_heads {self.num_attention_heads} must be an even "
@@ -67,6 +73,14 @@ class OptimizerConfig:
     eps: float
     weight_decay: float
 
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)} must both be at least 0 and below 1")
+        if not self.eps > 0:
+            raise ValueError(f"eps = {self.eps} must be above 0")
+        if not 0 <= self.weight_decay < 1:
+            raise ValueError(f"weight_decay = {self.weight_decay} must be at least 0 and below 1")
+
 
 @dataclass(frozen=True)
 class LearningRateConfig:
@@ -79,7 +93,10 @@ class LearningRateConfig:
 
     def __post_init__(self) -> None:
         if self.shape == "one_minus_sqrt" and (self.warmup or self.decay):
-            raise ValueError("one_minus_sqrt has neither `warmup` nor `decay`: it decays over the whole phase")
+            raise ValueError(
+                f"one_minus_sqrt has neither `warmup` nor `decay`: it decays over the whole phase; warmup = "
+                f"{self.warmup} and decay = {self.decay} must be 0, also where a YAML that this one extends gives them"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,8 +238,22 @@ def check_run(config: RunConfig) -> None:
         ValueError: names the key, the value and the remedy.
     """
     check_data(config.data, config.validation.root if config.validation else None)
+    if not re.fullmatch(r"(?!\.)[^/]+", config.name):
+        raise ValueError(f"name = {config.name!r} must be the name of a folder below run_root")
+    if config.parent is not None and "/" in config.parent:
+        raise ValueError(
+            f"parent = {config.parent!r} must be the name of a run; how to go on from one of its checkpoints stands in "
+            "docs/operations.md, It stopped"
+        )
+    if config.parent == config.name:
+        raise ValueError(f"parent = {config.parent!r} is this phase itself; name the one before, or leave `parent` out")
     if any(not 0.0 < rate < 1.0 for rate in config.mask_rate.values()):
-        raise ValueError(f"mask_rate = {config.mask_rate.values()} must lie between 0 and 1")
+        rates = " and ".join(f"{rate:g}" for rate in config.mask_rate.values())
+        raise ValueError(f"mask_rate = {rates} must lie between 0 and 1; 15% is 0.15")
+    warmup, rows = config.batch_size_warmup, config.global_train_batch_size
+    if warmup is not None and warmup.start > 0 and rows % warmup.start:
+        raise ValueError(f"batch_size_warmup.start = {warmup.start} must divide global_train_batch_size = {rows}: the "
+                         "batch grows in steps of `start` rows")  # fmt: skip
     if config.max_seq_len > config.model.max_position_embeddings:
         raise ValueError(
             f"max_seq_len = {config.max_seq_len} is longer than model.max_position_embeddings = "
@@ -239,6 +270,8 @@ def check_limits(config: RunConfig) -> None:
     for key in ("duration", "max_seq_len", "global_train_batch_size", "device_train_microbatch_size"):
         if getattr(config, key) < 1:
             raise ValueError(f"{key} = {getattr(config, key)} must be at least 1")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed = {config.seed} must be at least 0 and below 2^32 = {2**32}")
     if config.data.num_workers < 0:
         raise ValueError(f"data.num_workers = {config.data.num_workers} must be at least 0")
     positive = {
@@ -253,7 +286,8 @@ def check_limits(config: RunConfig) -> None:
         "logging.scores_interval_batches": config.logging.scores_interval_batches,
     }
     if config.batch_size_warmup is not None:
-        positive |= {"batch_size_warmup.start": config.batch_size_warmup.start}
+        growing = config.batch_size_warmup
+        positive |= {"batch_size_warmup.start": growing.start, "batch_size_warmup.tokens": growing.tokens}
     if config.validation is not None:
         positive |= {"validation.interval": config.validation.interval, "validation.rows": config.validation.rows}
     for key, value in positive.items():
@@ -284,7 +318,8 @@ def check_learning_rate(config: LearningRateConfig, duration: int) -> None:
         )
     lasting = config.warmup + config.decay
     if lasting > duration:
-        raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {duration}")
+        raise ValueError(f"learning_rate: warmup + decay = {lasting} tokens exceed duration = {duration}; shorten "
+                         "them, or raise duration")  # fmt: skip
 
 
 def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
@@ -298,19 +333,26 @@ def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
     if path in readers:
         raise ValueError(f"{path} extends itself through {readers[-1]}")
     if not path.is_file():
-        raise FileNotFoundError(f"no such configuration: {path}" + (f", extended by {readers[-1]}" if readers else ""))
+        asked = f", extended by {readers[-1]}: what `extends` names lies relative to that file" if readers else ""
+        raise FileNotFoundError(f"no such configuration: {path}{asked}")
     try:
         own = OmegaConf.load(path)
     except Exception as error:  # PyYAML's many errors: each carries the line
-        raise ValueError(f"{path} is no valid YAML: {error}") from None
+        raise ValueError(f"{path} is no valid YAML: {in_one_line(error)}") from None
     if not isinstance(own, DictConfig):
         raise ValueError(f"{path} must be a mapping of keys to values")
     bases = own.pop("extends", [])
-    if not isinstance(bases, list | ListConfig):
-        raise ValueError(f"{path}: extends = {bases!r} must be a list of files")
+    if not isinstance(bases, list | ListConfig) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: extends = {bases!r} must be a list of files, as in [common.yaml]")
     merged = OmegaConf.merge(*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def in_one_line(error: Exception) -> str:
+    """What PyYAML says over several lines; of a tab, which it does not name, also what to do."""
+    words = " ".join(str(error).split())
+    return words.replace("cannot start any token", "cannot start any token (a tab? indent with spaces)")
 
 
 def is_merge(tree: DictConfig) -> bool:
@@ -343,7 +385,7 @@ def build_config(cls: type[T], tree: DictConfig, path: str | Path, overrides: Se
         try:
             parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[call-overload, index]
         except Exception as error:  # PyYAML's many errors
-            raise ValueError(f"{override!r} is no valid YAML: {error}") from None
+            raise ValueError(f"{override!r} is no valid YAML: {in_one_line(error)}") from None
         OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)

@@ -26,9 +26,12 @@ def parse_tokens(value: Any) -> int:
 
 def parse_schedule(value: Any) -> Any:
     """A bare number is a constant schedule."""
+    if not isinstance(value, int | float | dict) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither a number, as 0.15, nor a curve, as {{kind: linear, start: 0.3, "
+                         "end: 0.1}")  # fmt: skip
     if isinstance(value, dict) and value.get("at") is not None:
         return {**value, "at": parse_tokens(value["at"])}
-    return {"start": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return value if isinstance(value, dict) else {"start": value}
 
 
 Bytes = Annotated[int, convert_with(parse_bytes)]
@@ -108,6 +111,8 @@ def check_data(data: DataConfig, heldout_root: str | None) -> None:
             raise ValueError(f"data.mixture.{name}.share = {group.share:g} must be at least 0")
         if min(group.tau.values()) < 0:
             raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
+        if group.max_repeats is not None and not group.max_repeats > 0:
+            raise ValueError(f"data.mixture.{name}.max_repeats = {group.max_repeats:g} must be above 0")
         if group.floor is not None and not 0.0 < group.floor <= 1.0:
             raise ValueError(f"data.mixture.{name}.floor = {group.floor:g} must lie above 0 and not above 1")
     total = sum(group.share for group in groups.values())

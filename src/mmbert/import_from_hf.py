@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.config import ModelConfig
 from mmbert.convert_to_hf import carried_fields, check_logits
 from mmbert.file_contents import sha256_of
@@ -114,7 +114,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", type=Path, required=True, help="folder with config.json and model.safetensors")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer of the training data")
-    parser.add_argument("--output", type=Path, required=True, help="run folder to write, RUN_ROOT/NAME")
+    parser.add_argument("--output", type=local_folder, required=True, help="run folder to write, RUN_ROOT/NAME")
     return parser.parse_args(arguments)
 
 

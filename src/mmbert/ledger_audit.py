@@ -53,10 +53,12 @@ class Saved:
         """Find and read it.
 
         Raises:
-            FileNotFoundError, ValueError: there is none, or all are broken.
+            FileNotFoundError, ValueError: there is none, all are broken, or the run was imported or merged.
         """
         checkpoint = newest_checkpoint(folder)
         state = read_state(checkpoint)
+        if "name" not in state["config"]:  # untrained_run.first_state
+            raise ValueError(f"{folder} was imported or merged: it read no rows; name a run that was trained")
         return cls(checkpoint, state, build(RunConfig, state["config"]))
 
 

@@ -19,6 +19,7 @@ from transformers import ModernBertConfig
 from mmbert.checkpoint import parameter_names
 from mmbert.checkpoint_files import read_json
 from mmbert.config import ModelConfig
+from mmbert.file_contents import seen_from
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer
 from mmbert.typed import build
@@ -78,7 +79,10 @@ def read_config(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: it is missing, broken, or of another model.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; --model must be a folder that save_pretrained wrote")
+        raise FileNotFoundError(
+            f"{path} is missing{seen_from(path)}; --model must be a folder that save_pretrained wrote. One of the hub "
+            "is fetched first: hf download OWNER/NAME --local-dir FOLDER"
+        )
     config = read_json(path.resolve())  # in Hugging Face's cache it is a link
     check_is_ours(config, path)
     older = {key: value for key, value in config.items() if key not in ("rope_parameters", "layer_types")}

@@ -39,7 +39,8 @@ def read_languages(entries: Sequence[str], key: str) -> list[str]:
             raise FileNotFoundError(f"{key}: no such file: {path}{seen_from(path)}")
     twice = sorted(code for code, number in Counter(codes).items() if number > 1)
     if twice or not codes:
-        raise ValueError(f"{key}: {'listed twice: ' + ', '.join(twice) if twice else 'no language'}")
+        fault = f"listed twice: {', '.join(twice)}" if twice else "no language; name one, or leave the section out"
+        raise ValueError(f"{key}: {fault}")
     return codes
 
 

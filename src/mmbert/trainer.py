@@ -101,7 +101,7 @@ def finished_parent(config: RunConfig, tokenizer: Tokenizer) -> Path | None:
         return None
     folder = Path(config.run_root) / config.parent
     if not folder.is_dir():
-        near = sorted(path.name for path in folder.parent.glob("*") if path.is_dir() and path.name != config.name)
+        near = sorted({path.parent.name for path in folder.parent.glob("*/step-*")} - {config.name})
         raise FileNotFoundError(
             f"parent = {config.parent!r}: no such run {folder}; there {'are ' + ', '.join(near) if near else 'is none'}"
         )

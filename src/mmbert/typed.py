@@ -40,7 +40,7 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     hints = get_type_hints(cls, include_extras=True)
     for key in value:
         if key not in hints:
-            near = get_close_matches(str(key), hints, n=1) or sorted(hints)
+            near = get_close_matches(str(key), hints, n=1) or nested(hints, key, path) or sorted(hints)
             raise ValueError(f"unknown key {join(path, key)}; did you mean {' or '.join(near)}?")
     for spec in fields(cls):  # type: ignore[arg-type]
         if spec.name not in value and spec.default is MISSING and spec.default_factory is MISSING:
@@ -50,6 +50,12 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
         return cls(**members)
     except ValueError as error:
         raise ValueError(f"{path}: {error}" if path else str(error)) from None
+
+
+def nested(hints: Mapping[str, Any], key: Any, path: str) -> list[str]:
+    """Full paths of the sections that have `key`: what is indented too little stands a level too high."""
+    sections = {name: kind for name, hint in hints.items() for kind in (hint, *get_args(hint)) if is_dataclass(kind)}
+    return [join(path, f"{name}.{key}") for name, kind in sections.items() if key in get_type_hints(kind)]
 
 
 def join(path: str, key: Any) -> str:
@@ -90,7 +96,8 @@ def container(hint: Any, value: Any, path: str) -> Any:
         return tuple(member(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(pairs))
     if origin is dict and isinstance(value, dict):
         return {key: member(kinds[1], item, join(path, key)) for key, item in value.items()}
-    raise ValueError(f"{path} = {value!r} must be of type {str(hint).replace('typing.', '')}")
+    wanted = {list: "a list, as in [a, b]", tuple: f"a list of {len(kinds)}", dict: "a mapping of names"}[origin]
+    raise ValueError(f"{path} = {value!r} must be {wanted}")
 
 
 def one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -110,5 +117,16 @@ def scalar(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         name = getattr(hint, "__name__", str(hint))
-        raise ValueError(f"{path} = {value!r} must be of type {name}")
+        raise ValueError(f"{path} = {value!r} must be of type {name}{remedy(hint, value)}")
     return value
+
+
+def remedy(hint: Any, value: Any) -> str:
+    """What to write where YAML, or the user, means another type than the key's; empty where there is no telling."""
+    if hint is str and isinstance(value, bool):
+        return "; YAML takes no, off, yes, on, true and false for that: put a name in quotes"
+    if hint is str and isinstance(value, int | float):
+        return "; put it in quotes"
+    if hint in (int, float) and isinstance(value, str):
+        return "; write a number without quotes or unit" + (", 0.05 for 5%" if hint is float else "")
+    return ""

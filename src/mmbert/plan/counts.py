@@ -144,17 +144,18 @@ def gather(counts: Sequence[Count], origin: str, row_length: int) -> Counts:
 
 
 def check_manifests(manifests: Sequence[Manifest], config: RunConfig) -> None:
-    """The rows are no longer than the phase allows, and all of one tokenizer that the model has room for.
+    """The rows are of the phase's length, and all of one tokenizer that the model has room for.
 
     Raises:
         ValueError: names the stream, the values and the remedy.
     """
     for manifest in manifests:
         name = f"{config.data.root}: {manifest.source}/{manifest.language}"
-        if manifest.row_length > config.max_seq_len:
+        if manifest.row_length != config.max_seq_len:
             raise ValueError(
                 f"{name} has rows of {manifest.row_length} tokens, max_seq_len is {config.max_seq_len}; point "
-                "data.root to rows of this length"
+                "data.root to rows of this length, or make them of these: python -m data_prep.repack --row-length "
+                f"{config.max_seq_len}"
             )
         if manifest.tokenizer != manifests[0].tokenizer:
             raise ValueError(f"{name} was made with another tokenizer than the first stream; prepare it again")

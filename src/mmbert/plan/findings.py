@@ -1,13 +1,17 @@
 """What is right, doubtful or wrong in a plan: one line each, with the numbers and the remedy."""
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig
-from mmbert.file_contents import parse_object
+from mmbert.data_config import is_remote
+from mmbert.file_contents import parse_object, seen_from, sha256_of
 from mmbert.identity import KEPT, encoder_changes
+from mmbert.manifest import read_manifest, stream_folder
 from mmbert.plan.phase import Hardware, PhasePlan
+from mmbert.streams import read_languages
 
 Level = Literal["ok", "warning", "error"]
 REPEATS = 5.0  # the paper's aim: no language read more often (docs/recipe.md)
@@ -31,7 +35,8 @@ class Finding:
 
 def judge(plan: PhasePlan, hardware: Hardware | None) -> list[Finding]:
     """Everything that one phase shows by itself."""
-    checks = [data_texts(plan), language_texts(plan), schedule_texts(plan), checkpoint_texts(plan, hardware)]
+    checks = [data_texts(plan), tokenizer_texts(plan), validation_texts(plan.config), language_texts(plan),
+              schedule_texts(plan), checkpoint_texts(plan, hardware)]  # fmt: skip
     if hardware:
         checks += [batch_texts(plan.config, hardware), memory_texts(plan, hardware)]
     return [Finding(level, plan.config.name, text) for check in checks for level, text in check]
@@ -60,13 +65,38 @@ def data_texts(plan: PhasePlan) -> Texts:
     if fill < LOW_FILL:
         texts.append(("warning", f"rows are filled to {fill:.0%} of max_seq_len = {config.max_seq_len}: are they of "
                                  "another length?"))  # fmt: skip
-    shorter = {manifest.row_length for manifest in counts.manifests} - {config.max_seq_len}
-    if shorter:
-        texts.append(("warning", f"rows in {config.data.root} were made for {sorted(shorter)} tokens, max_seq_len is "
-                                 f"{config.max_seq_len}"))  # fmt: skip
     if counts.manifests and not texts:
         texts.append(("ok", f"rows of {config.max_seq_len} tokens, filled to {fill:.1%}, of one tokenizer"))
     return texts
+
+
+def tokenizer_texts(plan: PhasePlan) -> Texts:
+    """Where there are rows, the run's tokenizer made them."""
+    file = Path(plan.config.tokenizer) / "tokenizer.json"
+    if plan.counts is None or not plan.counts.manifests:
+        return []
+    if not file.is_file():
+        return [("error", f"tokenizer = {plan.config.tokenizer}: there is no {file}{seen_from(file)}")]
+    if sha256_of(file) != plan.counts.manifests[0].tokenizer:
+        return [("error", f"tokenizer = {plan.config.tokenizer} is another than the one that made the rows in "
+                          f"{plan.config.data.root}: name that one, or prepare the rows again")]  # fmt: skip
+    return []
+
+
+def validation_texts(config: RunConfig) -> Texts:
+    """Where its rows are, every language of `validation` is held out there, in rows that are not too long."""
+    validation = config.validation
+    if validation is None or is_remote(validation.root) or not Path(validation.root).is_dir():
+        return []
+    try:
+        for language in read_languages(validation.languages, "languages"):
+            folder = stream_folder(Path(validation.root), "heldout", validation.source, language)
+            if (length := read_manifest(folder).row_length) > config.max_seq_len:
+                raise ValueError(f"{folder} has rows of {length} tokens, max_seq_len is {config.max_seq_len}: name "
+                                 "rows that are no longer")  # fmt: skip
+    except (FileNotFoundError, ValueError) as error:
+        return [("error", f"validation: {error}")]
+    return []
 
 
 def language_texts(plan: PhasePlan) -> Texts:
