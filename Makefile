@@ -59,7 +59,7 @@ demo: env  ## three phases on real text in 500 languages, converted and evaluate
 	  $(BIN)/python -m mmbert.convert_to_hf --checkpoint $(RUNS)/$$phase --output $(RUNS)/$$phase/hf \
 	    --prompt "Everyone has the right to <mask>."; \
 	  $(BIN)/python -m mmbert.evaluation.bits_per_byte --model $(RUNS)/$$phase/hf --shards $(DATA)/shards-256 \
-	    --source udhr --num-masks 1 --output $(RUNS)/$$phase/bits_per_byte.json; \
+	    --source udhr --output $(RUNS)/$$phase/bits_per_byte.json; \
 	done
 	$(BIN)/python -m mmbert.evaluation.report --run-root $(RUNS) --phases phase1 phase2 phase3 --output $(RUNS)
 	$(BIN)/python -m mmbert.run_report $(RUNS)

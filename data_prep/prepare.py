@@ -20,7 +20,7 @@ from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.language_codes import canonical
 from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
-from data_prep.split import check_heldout_rate
+from data_prep.split import DEFAULT_HELDOUT_RATE, check_heldout_rate
 from data_prep.totals import few, totals_table
 from data_prep.work import Settings, Work, check_output, plan, write_plan
 from mmbert.command import errors_in_one_line, local_folder
@@ -170,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--output", type=local_folder, required=True, help="shards folder")
-    parser.add_argument("--heldout-rate", type=float, default=0.1, help="share held out (default: 0.1)")
+    parser.add_argument("--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="share to hold out")
     parser.add_argument("--seed", type=int, default=0, help="order of the rows")
     add_reading_options(parser)
     parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")

@@ -17,6 +17,7 @@ from data_prep.batches import batches
 from data_prep.documents import Reading
 from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, format_of
+from data_prep.split import DEFAULT_HELDOUT_RATE
 from mmbert.atomic import fsync, make_folder, remove, write_file
 from mmbert.file_contents import parse_object
 from mmbert.manifest import OWN_FILES, SPLITS, check_stream, stream_folder
@@ -51,7 +52,7 @@ class Settings:
     output: str
     tokenizer: str
     row_length: int
-    heldout_rate: float = 0.1
+    heldout_rate: float = DEFAULT_HELDOUT_RATE
     seed: int = 0
     backend: Backend = "auto"
     reader: Literal["text", "mds"] = "text"

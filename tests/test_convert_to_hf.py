@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
+from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert import convert_to_hf
 from mmbert.attention import Packing
@@ -268,6 +268,16 @@ def test_fill_mask_gives_the_likeliest_tokens(
     assert printed[0].startswith(f"{tmp_path / 'hf'}: {tmp_path / 'run' / STEP} for Hugging Face")
     assert printed[1] == f"{first_probability:7.2%}  {first}"
     assert len(printed) == 6
+
+
+def test_fill_mask_computes_on_a_cpu_where_flash_attn_is_installed_too(
+    save_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers takes it by itself then, and would call its kernel."""
+    convert(save_run(build()), tmp_path / "hf")
+    plain = fill_mask(tmp_path / "hf", "a <mask> b", top_k=2)
+    monkeypatch.setattr(ModernBertForMaskedLM, "_flash_attn_2_can_dispatch", lambda *_, **__: True)
+    assert fill_mask(tmp_path / "hf", "a <mask> b", top_k=2) == plain
 
 
 @pytest.mark.parametrize("prompt", ["no mask", "<mask> and <mask>"])

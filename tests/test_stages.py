@@ -134,7 +134,7 @@ def test_as_much_is_evaluated_as_the_validation_reads(untrained: Path) -> None:
         *_, bits, _ = stages(yamls(untrained, "phase1"), [VALIDATION.replace("}", rows + "}")])
         assert bits.name == "phase1-bits"
         place = bits.arguments.index("--source") + 2
-        assert bits.arguments[place : place + len(expected) + 1] == (*expected, "--num-masks")
+        assert bits.arguments[place : place + len(expected) + 1] == (*expected, "--output")
 
 
 def test_held_out_rows_in_an_object_store_are_refused_before_anything_is_queued(untrained: Path) -> None:

@@ -78,7 +78,7 @@ def test_it_is_what_the_converted_model_needs(whole: Path, corpus: Corpus, tmp_p
     convert_to_hf.main(["--checkpoint", str(whole), "--output", str(tmp_path / "hf")])
     arguments = {"--model": tmp_path / "hf", "--shards": corpus.shards[64], "--output": tmp_path / "bits.json"}
     words = [text for key, path in arguments.items() for text in (key, str(path))]
-    bits_per_byte.main([*words, "--source", "invented", "--num-masks", str(PLAN.num_masks)])
+    bits_per_byte.main([*words, "--source", "invented"])
     written = json.loads((tmp_path / "bits.json").read_text())
     assert (written["mask_rate"], written["seed"]) == (PLAN.mask_rate, PLAN.seed)
     *_, (last,) = events(whole).values()

@@ -229,7 +229,8 @@ def fill_mask(folder: Path, prompt: str, top_k: int) -> list[tuple[str, float]]:
     masked = inputs["input_ids"][0] == tokenizer.mask_token_id
     if masked.sum() != 1:
         raise ValueError(f"--prompt {prompt!r} has {masked.sum()} times {tokenizer.mask_token}; write it once")
-    model = AutoModelForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
+    # Left to itself, transformers takes flash-attn where that is installed, which cannot compute on a CPU.
+    model = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="sdpa", local_files_only=True).eval()
     probabilities, ids = model(**inputs).logits[0, masked].softmax(dim=-1).squeeze(0).topk(top_k)  # (top_k,) each
     return [(tokenizer.decode(id_), float(probability)) for id_, probability in zip(ids, probabilities, strict=True)]
 

@@ -111,7 +111,7 @@ def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
     is_done = converted.is_done and is_newer(result, [converted.result / "conversion.json"])
     return [Stage(
         f"{config.name}-bits", result, (converted.name,),
-        ("-m", "mmbert.evaluation.bits_per_byte", *arguments, "--num-masks", "1", "--output", str(result)), is_done,
+        ("-m", "mmbert.evaluation.bits_per_byte", *arguments, "--output", str(result)), is_done,
     )]  # fmt: skip
 
 

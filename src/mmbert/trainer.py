@@ -14,6 +14,7 @@ from composer.utils import reproducibility
 from torch import nn
 
 from mmbert.atomic import make_folder
+from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import (
     checkpoint_bytes,
     load_moments,
@@ -71,6 +72,8 @@ class Phase:
         check_open_files(config)
         if config.device == "gpu" and not torch.cuda.is_available():
             raise ValueError("device = gpu, but torch finds no GPU here: write device: cpu, or mend the driver")
+        if device_of(config) == "gpu":
+            check_c_compiler()
         tokenizer = load_tokenizer(Path(config.tokenizer))
         remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
         tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)

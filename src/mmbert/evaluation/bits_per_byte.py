@@ -40,7 +40,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--source", required=True, help="source of the held-out text, a folder below heldout/")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--mask-rate", type=float, default=0.15, help="share of a document's tokens to mask")
-    parser.add_argument("--num-masks", type=int, default=2, help="masks of each document")
+    parser.add_argument("--num-masks", type=int, default=1, help="masks of each document (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
     parser.add_argument("--rows", type=int, help="the first so many of each language (default: all)")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a batch, padding included")

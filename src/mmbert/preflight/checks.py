@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
 from mmbert.model import MmBertForMaskedLM
@@ -163,6 +164,7 @@ def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
     if on_gpus(config, gpus):
         checks += [lambda: check_gpus(place, gpus)]
         checks += [check_shared_memory] if place.local_world_size > 1 else []
+        checks += [check_c_compiler] if place.local_rank == 0 else []
     if place.local_rank == 0:
         checks += [check_caches]
     if place.rank == 0:
