@@ -86,9 +86,9 @@ def test_held_out_text_is_read_from_a_store(url: str, corpus: Corpus, tmp_path: 
 
 
 def test_a_plan_reads_the_manifests_of_a_store(url: str, corpus: Corpus, tmp_path: Path) -> None:
-    local = plan_phase("", phase_config(corpus, tmp_path), None)
+    local = plan_phase("", phase_config(corpus, tmp_path), None, None)
     config = phase_config(corpus, tmp_path, f"data.root={url}", f"data.cache={tmp_path / 'cache'}")
-    plan = plan_phase("", config, None)
+    plan = plan_phase("", config, None, None)
     assert plan.problem == local.problem
     assert plan.counts is not None
     assert local.counts is not None
