@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which("gcc") is None or torch.version.cuda is None, reason="needs gcc, and a torch that was built for CUDA"
 )
 # Rows are filled up with padding on a GPU, which draws dropout, too.
-ARGUMENTS = ["precision=amp_bf16", "model.attn_out_dropout=0.0", "device_train_microbatch_size=3"]
+ARGUMENTS = ["model.attn_out_dropout=0.0", "device_train_microbatch_size=3"]
 
 
 # What waits for the GPU: the first three in each step, but not within a microbatch; the others at intervals.
@@ -32,7 +32,7 @@ def test_a_phase_on_a_gpu_is_that_of_a_cpu_and_goes_on_bit_for_bit(corpus: Corpu
     write_yamls(tmp_path, corpus)
     (tmp_path / "gpu").mkdir()
     (tmp_path / "killed").mkdir()
-    arguments = [tmp_path / "phase1.yaml", *ARGUMENTS]
+    arguments = [tmp_path / "phase1.yaml", "precision=amp_bf16", *ARGUMENTS]
     on_cpu = train([*arguments, f"run_root={tmp_path}/cpu"], tmp_path / "cpu.jsonl")
     assert on_cpu.exit_code == 0, on_cpu.output
 
@@ -51,3 +51,17 @@ def test_a_phase_on_a_gpu_is_that_of_a_cpu_and_goes_on_bit_for_bit(corpus: Corpu
     first = killed.steps[9]["step"]
     assert 1 < first < 9  # from a checkpoint
     assert killed.steps == whole.steps[:9] + whole.steps[first - 1 :]
+
+
+def test_plain_attention_serves_a_gpu_too(corpus: Corpus, tmp_path: Path) -> None:
+    """Older ones have no FlashAttention, and fp32 has none anywhere. Documents are longer than the window's tiles."""
+    write_yamls(tmp_path, corpus)
+    arguments = [tmp_path / "phase1.yaml", "precision=fp32", "model.local_attention=8", "duration=1500", *ARGUMENTS]
+    arguments += ["max_seq_len=128", f"data.root={corpus.shards[128]}"]
+    on_cpu = train([*arguments, "model.attention=cpu"], tmp_path / "cpu.jsonl")
+    assert on_cpu.exit_code == 0, on_cpu.output
+    on_gpu = [*arguments, "model.attention=cpu", "device=gpu", f"run_root={tmp_path}/gpu"]
+    (tmp_path / "gpu").mkdir()
+    outcome = emulated_gpu.run(tmp_path / "gpu", on_gpu)
+    assert outcome.exit_code == 0, outcome.output
+    assert losses(outcome.steps) == pytest.approx(losses(on_cpu.steps), rel=1e-5)

@@ -97,8 +97,8 @@ class BandedAttention(torch.autograd.Function):
             num = min(GROUP, num_tiles - start)
             tiles, reached = slice(start, start + num), slice(start, start + num + edge // block)
             if start == 0 or num < GROUP:
-                probability_by_query, probability_by_key = _two_views(num, block, reach, queries.dtype)
-                grad_score_by_query, grad_score_by_key = _two_views(num, block, reach, queries.dtype)
+                probability_by_query, probability_by_key = _two_views(queries, num, block, reach)
+                grad_score_by_query, grad_score_by_key = _two_views(queries, num, block, reach)
                 grad_probability = torch.empty_like(probabilities[0, tiles])
             for head in range(num_heads):
                 key, value, probability, grad_query, grad_out = (
@@ -117,7 +117,7 @@ class BandedAttention(torch.autograd.Function):
         return *(x.transpose(0, 1).to(grad_output.dtype) for x in grads), None, None
 
 
-def _two_views(num_tiles: int, block: int, reach: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _two_views(like: Tensor, num_tiles: int, block: int, reach: int) -> tuple[Tensor, Tensor]:
     """The same memory, zeros, by tiles of queries (N, B, R) and by the tiles of keys that they reach (N + C - 1, B, R).
 
     The second gives the keys' gradients in one product, which adds up what C tiles of queries give. A tile of queries
@@ -127,7 +127,7 @@ def _two_views(num_tiles: int, block: int, reach: int, dtype: torch.dtype) -> tu
     edge = reach - block
     num_edge_tiles = edge // block
     step = block * (reach + 1)
-    memory = torch.zeros((num_tiles + 2 * num_edge_tiles) * step, dtype=dtype)
+    memory = like.new_zeros((num_tiles + 2 * num_edge_tiles) * step)
     by_query = memory.as_strided((num_tiles, block, reach), (step, reach, 1), num_edge_tiles * step)
     by_key = memory.as_strided((num_tiles + num_edge_tiles, block, reach), (step, 1, reach), edge)
     return by_query, by_key
