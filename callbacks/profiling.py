@@ -63,8 +63,17 @@ class Profiling(Callback):
 
 
 def table(rows: Sequence[tuple[str, float, int]], steps: int) -> str:
-    """The longest operations of `rows`, of all steps together, per step."""
+    """The longest operations of `rows`, of all steps together, per step.
+
+    Raises:
+        ValueError: none took any time, as where the profiler may not look at the GPU.
+    """
     total = sum(seconds for _, seconds, _ in rows)
+    if not total:
+        raise ValueError(
+            "the profiler saw the GPU do nothing: its driver may show that to root alone "
+            "(NVreg_RestrictProfilingToAdminUsers), or another profiler runs; trace.json has the host's part"
+        )
     lines = ["| operation | ms a step | share | calls a step |", "| --- | ---: | ---: | ---: |"]
     for name, seconds, calls in rows[:ROWS]:
         lines.append(f"| {name[:60]} | {1e3 * seconds / steps:,.2f} | {seconds / total:.1%} | {calls / steps:,.0f} |")
@@ -83,6 +92,7 @@ def run(config_path: str, overrides: Sequence[str], steps: int, output: Path) ->
         trainer = build_trainer(phase, [*step, profiling])
         trainer.fit()
         trainer.close()
+        phase.ranks.leave()
         if (made := int(trainer.state.timestamp.batch)) < WARMUP_STEPS + steps:
             if made > WARMUP_STEPS:
                 profiling.profiler.stop()  # or Python would crash at its end

@@ -21,6 +21,11 @@ def test_the_longest_operations_stand_first_and_the_rest_in_one_line() -> None:
     assert lines[-1] == "| 2 others | 15.00 | 1.2% | |"
 
 
+def test_a_gpu_that_the_profiler_may_not_look_at_is_told() -> None:
+    with pytest.raises(ValueError, match=r"saw the GPU do nothing: .*root alone"):
+        table([("aten::mm", 0.0, 6)], steps=2)
+
+
 def test_a_phase_is_profiled_and_its_run_left_alone(corpus: Corpus, tmp_path: Path) -> None:
     """In a process of its own, because Composer leaves torch.distributed initialised."""
     write_yamls(tmp_path, corpus)
