@@ -13,7 +13,7 @@ from tests.training_runs import train, write_yamls
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one, for `pytest -m gpu`"),
     pytest.mark.skipif(
-        shutil.which("gcc") is None or torch.version.cuda is None, reason="needs gcc, and a torch that is built for CUDA"
+        shutil.which("gcc") is None or torch.version.cuda is None, reason="needs gcc and a torch that is built for CUDA"
     ),
 ]
 # Rows are filled up with padding on a GPU, which draws dropout, too.
