@@ -102,10 +102,9 @@ def test_compiled_layers_keep_their_names_in_a_checkpoint(graphs: list[torch.fx.
 
 
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch that is built for CUDA, and Triton with it")
-@pytest.mark.parametrize("capability", [80, 90], ids=["A100", "H100"])
-def test_torchs_compiler_makes_machine_code_for_a_gpu_that_is_not_there(capability: int) -> None:
+def test_torchs_compiler_makes_machine_code_for_an_h100_that_is_not_there() -> None:
     """Two graphs for training and two for validation; GELU's error function once in each kernel that needs it."""
-    command = [sys.executable, "-m", "tests.code_for_a_gpu", str(capability)]
+    command = [sys.executable, "-m", "tests.code_for_a_gpu", "90"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     graphs = [json.loads(line) for line in done.stdout.splitlines()]
