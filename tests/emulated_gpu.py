@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests import training_runs
+
 RUNTIME = """
 int cudaGetDevice(int *device) { *device = 0; return 0; }
 int cudaSetDevice(int device) { return 0; }
@@ -42,12 +44,9 @@ waits: Counter[str] = Counter()
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended, what it printed, one record a step, and where it waited for the GPU: place -> how often."""
+class Outcome(training_runs.Outcome):
+    """Also where the run waited for the GPU: place -> how often."""
 
-    exit_code: int
-    output: str
-    steps: list[dict[str, Any]]
     waits: dict[str, int]
 
 
@@ -157,12 +156,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Any, cu_seqlens_q: Tensor, 
     lengths_q = to_host(cu_seqlens_q).diff().tolist()
     outputs = []
     for query, key, value in zip(q.split(lengths_q), k.split(packing.lengths), v.split(packing.lengths), strict=True):
-        scores = torch.einsum("qhd,khd->hqk", query.float(), key.float()) / query.shape[-1] ** 0.5
+        mask = None
         if window != (-1, -1):
             tokens = torch.arange(len(key), device=GPU)
             offset = tokens - tokens.unsqueeze(1)
-            scores = scores.masked_fill((offset < -window[0]) | (offset > window[1]), float("-inf"))
-        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value.float()).to(q.dtype))
+            outside = (offset < -window[0]) | (offset > window[1])
+            mask = torch.zeros(outside.shape, device=GPU).masked_fill(outside, float("-inf"))
+        output = attend_document(*(x.float().transpose(0, 1) for x in (query, key, value)), attn_mask=mask)
+        outputs.append(output.transpose(0, 1).to(q.dtype))
     return torch.cat(outputs)
 
 
@@ -211,14 +212,12 @@ def emulate() -> None:
 
 
 if __name__ == "__main__":
-    from tests.training_runs import _run
-
     folder = Path(sys.argv[1])
     emulate()
     kill_at = None if sys.argv[2] == "None" else int(sys.argv[2])
     try:
         with Emulation():
             record = str(folder / "steps.jsonl")
-            _run(sys.argv[3:], record, str(folder / "steps.log"), kill_at, 9, (), {})
+            training_runs._run(sys.argv[3:], record, str(folder / "steps.log"), kill_at, 9, (), {})
     finally:
         (folder / "waits.json").write_text(json.dumps(waits))

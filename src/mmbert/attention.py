@@ -142,10 +142,9 @@ def _obstacle(kernel: Kernel) -> str | None:
         module = "torch.nn.attention.varlen"
         if find_spec(module) is None or "window_size" not in signature(import_module(module).varlen_attn).parameters:
             return f"torch {torch.__version__} has no varlen_attn with windows, take 2.11 or later"
-    if kernel == "torch_flash":
-        obstacle = _schema_obstacle(torch.ops.aten._flash_attention_forward.default._schema)
-        if obstacle is not None:
-            return obstacle
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    if kernel == "torch_flash" and (obstacle := _schema_obstacle(schema)):
+        return obstacle
     if kernel != "cpu" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         return f"FlashAttention needs an Ampere GPU (A100, RTX 30) or later, here is a {torch.cuda.get_device_name()}"
     return None
