@@ -4,8 +4,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmbert.c_compiler import check_c_compiler
+from mmbert.config import load_config
+from mmbert.trainer import Phase
+from tests.conftest import Corpus
+from tests.training_runs import write_yamls
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +35,12 @@ def test_one_compiler_and_the_headers_are_enough(
         check_c_compiler()
     (tmp_path / "Python.h").touch()
     check_c_compiler()
+
+
+def test_a_run_on_a_gpu_asks_before_it_begins(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_yamls(tmp_path, corpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(FileNotFoundError, match="no C compiler is found"):
+        Phase.open(load_config(tmp_path / "phase1.yaml", ["device=gpu"]))
