@@ -8,6 +8,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from data_prep.language_codes import canonical
+from mmbert.file_contents import seen_from
 from mmbert.manifest import NAME
 
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -81,13 +82,16 @@ def list_files(location: str) -> dict[str, InputFile]:
     """Path below the location -> file; hidden ones are the system's. A single file stands for itself, by its name.
 
     Raises:
-        FileNotFoundError: no such location, or a link below it leads nowhere.
+        FileNotFoundError: no location, none that exists, or a link below it leads nowhere.
     """
+    if not location:  # which is the current folder, for fsspec
+        raise FileNotFoundError("--input is empty: name a file or a folder")
     system, root = file_system(location)
     try:
         info = system.info(root)
     except FileNotFoundError:
-        raise FileNotFoundError(f"--input {location} does not exist") from None
+        where = "" if "://" in location else seen_from(Path(location))
+        raise FileNotFoundError(f"--input {location} does not exist{where}") from None
     prefix = root.rstrip("/") + "/"
     if info["type"] == "file":
         infos, prefix = {root: info}, root.rpartition("/")[0] + "/"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from data_prep.inputs import check_apart
 from data_prep.parallel import spread
 from data_prep.pieces import read_documents
 from data_prep.rows import Shape, shuffle_seed, write_index, write_shard
@@ -80,6 +81,7 @@ def main() -> None:
     arguments = parser.parse_args()
     check_row_length(arguments.row_length)
     folders = find_streams(arguments.input)
+    check_apart(str(arguments.input), arguments.output)
     check_output(arguments.output)
     with sole_writer(arguments.output / FOLDER):
         manifests = repack_all(folders, arguments.output, arguments.row_length, arguments.workers)

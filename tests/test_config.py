@@ -103,6 +103,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("name=.hidden", "name = '.hidden' must be the name of a folder below run_root"),
         ("parent=phase0/step-0000000012", "parent = 'phase0/step-0000000012' must be the name of a run"),
         ("parent=phase1", "parent = 'phase1' is this phase itself"),
+        ("wandb=x", "unknown key wandb; the keys here are name, run_root, tokenizer, "),
         ("warmup=5K", "unknown key warmup; did you mean learning_rate.warmup?"),
         ("mixture={}", "unknown key mixture; did you mean data.mixture?"),
         ("interval=5K", "unknown key interval; did you mean checkpoint.interval or validation.interval?"),
@@ -166,6 +167,9 @@ def test_what_yaml_says_stands_in_one_line_with_what_to_do(tmp_path: Path) -> No
 def test_extends_is_relative_to_the_file_and_a_list_of_names(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: [yamls/common.yaml]")
     with pytest.raises(FileNotFoundError, match=r"what `extends` names lies relative to that file$"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("extend: [yamls/common.yaml]")
+    with pytest.raises(ValueError, match=r"a\.yaml: unknown key extend; did you mean extends\?"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("extends: [1]")
     with pytest.raises(ValueError, match=r"extends = \[1\] must be a list of files, as in \[common\.yaml\]$"):

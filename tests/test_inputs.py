@@ -185,7 +185,12 @@ def test_an_extension_may_be_upper_case(tmp_path: Path, name: str):
     assert list(read_texts(file)) == ["a", "b"]
 
 
-def test_what_holds_no_text_is_refused(tmp_path: Path):
+def test_what_holds_no_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"--input nowhere does not exist below {tmp_path} "):
+        find_inputs("nowhere", "web")
+    with pytest.raises(FileNotFoundError, match="--input is empty: name a file or a folder"):
+        find_inputs("", "web")
     with pytest.raises(FileNotFoundError, match=r"--input .*nowhere does not exist"):
         find_inputs(str(tmp_path / "nowhere"), "web")
     with pytest.raises(FileNotFoundError, match="holds no file"):

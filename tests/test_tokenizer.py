@@ -423,6 +423,22 @@ def test_around_a_text_stands_what_the_tokenizer_itself_writes_there_or_what_it_
         assert written_names.get("sep_token") == (around[1] if "sep_token" in names else None)
 
 
+@pytest.mark.parametrize("added", [{"<mask>": 4}, ["<mask>"], [{"content": "<mask>"}], None])
+def test_added_tokens_of_another_shape_are_no_tokenizer(tmp_path: Path, added: object):
+    source = words_like(tmp_path / "source", ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"])
+    spec = json.loads((source / "tokenizer.json").read_text())
+    (source / "tokenizer.json").write_text(json.dumps(spec | {"added_tokens": added}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: added_tokens must be a list of tokens, each with"):
+        adopt_tokenizer(source, tmp_path / "target")
+
+
+def test_a_source_without_a_fast_tokenizer_is_told_how_to_get_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json; of transformers, AutoTokenizer\.from_pre"):
+        adopt_tokenizer(tmp_path, tmp_path / "target")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer folder .*nowhere does not exist"):
+        adopt_tokenizer(tmp_path / "nowhere", tmp_path / "target")
+
+
 def test_names_that_stand_in_special_tokens_map_alone_are_read(tmp_path: Path):
     tokens = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]"]
     source = words_like(tmp_path / "source", tokens, cls_token="[CLS]", mask_token=None)

@@ -161,11 +161,17 @@ def adopt_tokenizer(source: Path, target: Path) -> Tokenizer:
 
     Raises:
         FileNotFoundError: `source` holds no tokenizer.json.
-        ValueError: it has no token for one of the five roles, or one for two of them.
+        ValueError: the file is broken, it has no token for one of the five roles, or one for two of them.
         FileExistsError: `target` exists with other content.
     """
-    _, spec = _read(source, "tokenizer.json")
-    return save_tokenizer(spec, target, source / "tokenizer.json", _source_tokens(source, spec))
+    path = source / "tokenizer.json"
+    if source.is_dir() and not path.is_file():
+        raise FileNotFoundError(
+            f"{source} holds no tokenizer.json; of transformers, AutoTokenizer.from_pretrained(SOURCE)"
+            ".save_pretrained(OTHER) writes one"
+        )
+    _, spec = _read(source, path.name)
+    return save_tokenizer(spec, target, path, _source_tokens(source, spec))
 
 
 def save_tokenizer(
@@ -300,7 +306,13 @@ def _added_tokens(path: Path, spec: dict[str, Any]) -> dict[str, dict[str, Any]]
     """Content -> entry of each token outside the model's own vocabulary, in their order."""
     if "added_tokens" not in spec:
         raise ValueError(f"{path} has no added_tokens: it is not a tokenizer.json of the package tokenizers")
-    return {token["content"]: token for token in spec["added_tokens"]}
+    added = spec["added_tokens"]
+    is_list = isinstance(added, list)
+    if not is_list or not all(isinstance(token, dict) and {"id", "content"} <= token.keys() for token in added):
+        raise ValueError(
+            f"{path}: added_tokens must be a list of tokens, each with its content and id; take another tokenizer"
+        )
+    return {token["content"]: token for token in added}
 
 
 def _check_distinct(path: Path, tokens: dict[str, str]) -> None:

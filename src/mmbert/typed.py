@@ -32,16 +32,17 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     """Build the dataclass `cls` from a mapping.
 
     Raises:
-        ValueError: a key is unknown (the nearest right name is given), missing, or of the wrong type; the message
-            begins with the key's full path.
+        ValueError: a key is unknown (the nearest right name is given, or all of them), missing, or of the wrong type;
+            the message begins with the key's full path.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{path} = {value!r} must be a mapping with the keys {', '.join(f.name for f in fields(cls))}")  # type: ignore[arg-type]
     hints = get_type_hints(cls, include_extras=True)
     for key in value:
         if key not in hints:
-            near = get_close_matches(str(key), hints, n=1) or nested(hints, key, path) or sorted(hints)
-            raise ValueError(f"unknown key {join(path, key)}; did you mean {' or '.join(near)}?")
+            near = get_close_matches(str(key), hints, n=1) or nested(hints, key, path)
+            told = f"did you mean {' or '.join(near)}?" if near else f"the keys here are {', '.join(hints)}"
+            raise ValueError(f"unknown key {join(path, key)}; {told}")
     for spec in fields(cls):  # type: ignore[arg-type]
         if spec.name not in value and spec.default is MISSING and spec.default_factory is MISSING:
             raise ValueError(f"missing key {join(path, spec.name)}")

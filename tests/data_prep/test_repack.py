@@ -58,6 +58,15 @@ def test_what_is_there_already_and_was_made_of_something_else_is_refused(
     assert tree(tmp_path / "out") == before
 
 
+def test_its_own_input_is_no_output(fao: Path, monkeypatch: pytest.MonkeyPatch):
+    root = fao.parents[2]
+    before = tree(root)
+    for output in (root, root / "repacked"):
+        with pytest.raises(SystemExit, match=f"error: --output {output} lies in the input, {root}, "):
+            repacked(monkeypatch, fao, output)
+    assert tree(root) == before
+
+
 def test_rows_are_not_written_among_other_files(
     fao: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
