@@ -206,7 +206,7 @@ def emulate() -> None:
 
     from mmbert import attention, head_kernel
 
-    attention._torch_flash = attend
+    attention._torch_flash = attention._torch_varlen = attend
     torch.nn.functional.scaled_dot_product_attention = attend_document
     head_kernel.losses_of = losses_of
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmbert import rope as rope_module
 from mmbert.rope import Rope
 
 THETA, HEADS, HEAD_DIM = 160_000.0, 3, 16
@@ -12,7 +13,7 @@ WIDTH = HEADS * HEAD_DIM
 
 @pytest.fixture(params=[False, True], ids=["interleaved", "as compiled"])
 def formula(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param)
+    monkeypatch.setattr(rope_module, "is_compiling", lambda: request.param)
 
 
 def exact(x: Tensor, positions: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def numbers(dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
 def project(rope: Rope, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries and keys with their channels in the usual order, and values."""
     q, k, v = rope.project(x, weight, HEADS)
-    if torch.compiler.is_compiling():
+    if rope_module.is_compiling():
         return q, k, v
     return *(torch.cat((turned[..., ::2], turned[..., 1::2]), dim=-1) for turned in (q, k)), v
 
@@ -67,7 +68,7 @@ def test_its_own_gradient_is_that_of_the_plain_formula(monkeypatch: pytest.Monke
     rope = Rope.build(POSITIONS, THETA, HEAD_DIM)
     results = []
     for is_compiling in (False, True):
-        monkeypatch.setattr(torch.compiler, "is_compiling", lambda answer=is_compiling: answer)
+        monkeypatch.setattr(rope_module, "is_compiling", lambda answer=is_compiling: answer)
         outputs = rotate(rope, qkv)
         results.append((*outputs, *torch.autograd.grad(outputs, qkv, grads)))
     for own, plain in zip(*results, strict=True):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -14,7 +15,7 @@ def geglu(x: Tensor) -> Tensor:
     Source:
         Shazeer 2020, arXiv:2002.05202.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return _CompiledGeGlu.apply(x)
     if x.device.type == "cpu":
         return _GeGlu.apply(x)

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 from mmbert.linear import linear
 
@@ -43,7 +44,7 @@ class Rope:
         over memory, those of queries and keys come interleaved, which their products cannot tell: a pair is a complex
         number in memory then.
         """
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if x.device.type == "cpu" and not is_compiling():
             qkv = linear(x, _interleaved(weight, num_heads))
             return _Rotation.apply(qkv.view(len(x), 3, num_heads, -1), self.turns)
         qkv = linear(x, weight).view(len(x), 3, num_heads, -1)

@@ -147,7 +147,7 @@ def test_two_runs_into_one_folder_are_refused(
         for program in (prepare.main, repack.main):
             arguments = arguments_of(text, corpus, shards)
             if program is repack.main:
-                arguments = ["--input", shards, "--output", shards, "--row-length", 32]
+                arguments = ["--input", corpus.shards[128], "--output", shards, "--row-length", 32]
             with pytest.raises(SystemExit, match=f"error: .*is being written by process {process} on host"):
                 call(monkeypatch, program, *arguments)
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
