@@ -1,13 +1,14 @@
-"""Compiles the encoder's layers and the head's kernel for a GPU that is not there, since no test machine has one.
+"""Compiles the encoder's layers and kernels for a GPU that is not there, since no test machine has one.
 
     python -m tests.code_for_a_gpu 90
 
 Layers are traced on the CPU, their graphs moved, and torch's compiler and Triton make machine code of these, which
-nothing runs. Prints for each graph whether it is a backward one, and how often each of its kernels computes erf.
-A process of its own, for it changes torch.
+nothing runs. Prints for each graph whether it is a backward one, and how often each of its kernels computes erf. So are
+the head's kernel, and FlashAttention-4 where it is installed. A process of its own, for it changes torch.
 """
 import copy
 import json
+import os
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._inductor.utils import fresh_inductor_cache
 from torch._prims import TensorMeta
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map
@@ -32,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmbert import head_kernel, model
-from mmbert.attention import Packing
+from mmbert.attention import PACKAGES, Packing, _package_obstacle, varlen_attention
 from mmbert.config import ModelConfig
 
 GPU = torch.device("cuda", 0)
@@ -150,6 +151,26 @@ def compile_head_kernel(capability: int) -> None:
         assert compiled.asm["cubin"]
 
 
+def compile_flash_attention_4(capability: int) -> None:
+    """Forward and backward: whole documents, windows, and documents some of whose tokens are queries."""
+    os.environ |= {  # read when it is imported
+        "FLASH_ATTENTION_ARCH": f"sm_{capability}", "CUTE_DSL_ARCH": f"sm_{capability}a",
+        "FLASH_ATTENTION_NUM_SMS": "132",
+    }  # fmt: skip
+    if _package_obstacle(*PACKAGES["flash_attn_4"]):
+        return
+    with FakeTensorMode():
+        qkv = torch.empty(2048, 3, 6, 64, dtype=torch.bfloat16, device=GPU, requires_grad=True)
+        cu_seqlens = torch.empty(3, dtype=torch.int32, device=GPU)
+        packing = Packing(cu_seqlens, 1024, [1024, 1024], torch.empty(2048, device=GPU))
+        some = torch.empty(512, dtype=torch.int64, device=GPU)
+        for window, wanted in ((None, None), ((64, 64), None), (None, some)):
+            q, k, v = qkv.unbind(1)
+            out = varlen_attention(q.contiguous(), k.contiguous(), v, packing, window, "flash_attn_4", wanted)
+            backward: Any = out.grad_fn
+            backward.apply(torch.empty_like(out), None)  # autograd's engine would look for the GPU
+
+
 if __name__ == "__main__":
     pretend(int(sys.argv[1]))
     with (
@@ -159,3 +180,5 @@ if __name__ == "__main__":
     ):
         compile_layers()
         compile_head_kernel(int(sys.argv[1]))
+    if int(sys.argv[1]) >= 90:
+        compile_flash_attention_4(int(sys.argv[1]))

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
@@ -156,7 +156,7 @@ def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog: pytest.LogCaptureFix
     [
         (GPU_KERNELS, "flash_attn", "the first choice"),
         (("torch_varlen", "torch_flash"), "torch_varlen", "flash_attn: broken"),
-        (("torch_flash",), "torch_flash", "flash_attn: broken; torch_varlen: broken"),
+        (("torch_flash", "flash_attn_4"), "torch_flash", "flash_attn: broken; torch_varlen: broken"),
     ],
 )
 def test_auto_on_a_gpu_takes_the_first_that_can_run_and_says_why(
@@ -186,25 +186,30 @@ def test_a_kernel_that_cannot_run_is_an_error_in_one_line_and_never_replaced(
     with pytest.raises(ValueError, match=r"is broken, mend it; or set attention: cpu") as error:
         resolve_kernel(name, GPU)
     assert "\n" not in str(error.value)
-    assert [kernel for kernel in GPU_KERNELS if kernel in str(error.value)] == (
+    assert [kernel for kernel in GPU_KERNELS if f"{kernel} is broken" in str(error.value)] == (
         list(GPU_KERNELS) if name == "auto" else [name]
     )
 
 
 @pytest.mark.parametrize(
-    "capability, refused", [((7, 5), True), ((8, 0), False), ((9, 0), False)], ids=["T4", "A100", "H100"]
+    "capability, refused",
+    [((7, 5), ["torch_flash", "flash_attn_4"]), ((8, 0), ["flash_attn_4"]), ((9, 0), []), ((12, 0), [])],
+    ids=["T4", "A100", "H100", "RTX 50"],
 )
 def test_flash_attention_is_refused_on_a_gpu_that_is_too_old(
-    capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+    capability: tuple[int, int], refused: list[Kernel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    install(monkeypatch, "flash_attn.cute", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    if refused:
-        with pytest.raises(ValueError, match=r"needs an Ampere GPU .*Tesla T4; or set attention: cpu"):
-            resolve_kernel("torch_flash", GPU)
-    else:
-        assert resolve_kernel("torch_flash", GPU) == "torch_flash"
+    kernels: tuple[Kernel, ...] = ("torch_flash", "flash_attn_4")
+    for kernel in kernels:
+        if kernel in refused:
+            with pytest.raises(ValueError, match=r"(an Ampere|on Hopper) GPU.*Tesla T4; or set attention: cpu"):
+                resolve_kernel(kernel, GPU)
+        else:
+            assert resolve_kernel(kernel, GPU) == kernel
     assert attention._obstacle("cpu") is None
 
 
@@ -216,14 +221,49 @@ def test_gpu_kernels_are_refused_on_a_cpu_and_in_fp32(kernel: Kernel) -> None:
         varlen_attention(*random_qkv(4, torch.float32), packing_of([4]), None, kernel)
 
 
-def test_flash_attn_that_is_not_installed_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "find_spec", lambda name: name)
-    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
-    assert attention._obstacle("flash_attn") is None
-    monkeypatch.setitem(sys.modules, "flash_attn", None)  # type: ignore[arg-type]  # its import fails
-    assert "cannot be imported" in str(attention._obstacle("flash_attn"))
-    monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    assert "requirements-gpu.txt" in str(attention._obstacle("flash_attn"))
+def install(monkeypatch: pytest.MonkeyPatch, name: str, function: Any) -> None:
+    """A module with a flash_attn_varlen_func; the one above it is empty, as flash-attn-4 alone leaves it."""
+    for each in ("flash_attn", name):
+        monkeypatch.setitem(sys.modules, each, ModuleType(each))
+    monkeypatch.setattr(sys.modules[name], "flash_attn_varlen_func", function, raising=False)
+
+
+def remove(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Where flash-attn cannot be imported, for that reason."""
+
+    def fail(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(attention, "import_module", fail)
+
+
+@pytest.mark.parametrize(("kernel", "package"), [("flash_attn", "requirements-gpu.txt"), ("flash_attn_4", "attn-4==")])
+def test_flash_attn_that_is_not_installed_cannot_run(
+    monkeypatch: pytest.MonkeyPatch, kernel: Kernel, package: str
+) -> None:
+    install(monkeypatch, attention.PACKAGES[kernel][0], lambda: None)
+    assert attention._obstacle(kernel) is None
+    reasons = {
+        "the package is not installed": ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn"),
+        "cannot be imported (No module named 'cutlass')": ModuleNotFoundError(
+            "No module named 'cutlass'", name="cutlass"
+        ),
+        "cannot be imported (undefined symbol)": ImportError("undefined symbol"),
+        "cannot be imported (module 'torch' has no attribute 'float4')": AttributeError(
+            "module 'torch' has no attribute 'float4'"
+        ),
+    }
+    for words, error in reasons.items():
+        remove(monkeypatch, error)
+        obstacle = str(attention._obstacle(kernel))
+        assert words in obstacle
+        assert package in obstacle
+
+
+def test_flash_attn_4_alone_is_not_taken_for_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "flash_attn.cute", lambda: None)
+    assert "the package is not installed" in str(attention._obstacle("flash_attn"))
+    assert attention._obstacle("flash_attn_4") is None
 
 
 def fake_torch_varlen(monkeypatch: pytest.MonkeyPatch, varlen_attn: Any) -> None:
@@ -328,7 +368,7 @@ def test_torch_flash_passes_the_wanted_queries_to_backward() -> None:
         ((64, 64), [3, 5, 6], [3, 4], (64, 64)),
     ],
 )
-@pytest.mark.parametrize("kernel", ["flash_attn", "torch_varlen"])
+@pytest.mark.parametrize("kernel", ["flash_attn", "torch_varlen", "flash_attn_4"])
 def test_public_kernels_get_the_packing_and_the_window(
     monkeypatch: pytest.MonkeyPatch,
     kernel: Kernel,
@@ -352,7 +392,15 @@ def test_public_kernels_get_the_packing_and_the_window(
             window_size=window_size,
         )  # fmt: skip
 
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func))
+    def flash_attn_4(*qkv: Tensor, window_size: tuple[int | None, int | None], **options: Any) -> Any:
+        assert window_size != (-1, -1)  # None is how it spells that there is none
+        if window_size == (None, None):  # and here as the betas that give a pair
+            return flash_attn_varlen_func(*qkv, window_size=(-1, -1), **options), None
+        return flash_attn_varlen_func(*qkv, window_size=window_size, **options)
+
+    install(monkeypatch, "flash_attn.cute", flash_attn_4)
+    if kernel == "flash_attn":
+        install(monkeypatch, "flash_attn", flash_attn_varlen_func)
     fake_torch_varlen(monkeypatch, varlen_attn)
     packing = packing_of([3, 4])
     places = None if wanted is None else torch.tensor(wanted)

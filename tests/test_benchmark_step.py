@@ -145,6 +145,7 @@ def test_all_candidates_agree_and_are_timed(tmp_path: Path) -> None:
     assert len(made["gates"]) == 3 + 2 + 2
     assert all(gate["passed"] for gate in made["gates"])
     assert made["facts"]["tokens"] == 600
+    assert made["facts"]["attention"] == "cpu"
     fills = {name: figure["fill"] for name, figure in made["candidates"].items() if name != "products"}
     assert fills[OURS] == 1.0
     assert fills["hf"] == fills["hf-sparse"] <= fills["hf-tuned"] <= 1.0
@@ -230,6 +231,7 @@ def test_a_batch_size_that_does_not_fit_is_passed_over(monkeypatch: pytest.Monke
         (["--tokens", "100"], "--tokens 100"),
         (["--mask", "1"], "--mask 1.0"),
         (["--microbatch", "0"], "--microbatch 0"),
+        (["--attention", "flash_attn_4"], "attention: flash_attn_4 needs a GPU"),
         (["--min-ratio", "hf-fa2=1"], "--min-ratio hf-fa2=1"),
     ],
 )

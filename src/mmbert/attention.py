@@ -22,10 +22,16 @@ from mmbert.banded_attention import BandedAttention, Window, reach_of, tile_visi
 
 log = logging.getLogger(__name__)
 
-Kernel = Literal["cpu", "flash_attn", "torch_varlen", "torch_flash"]
-GPU_KERNELS: tuple[Kernel, ...] = ("flash_attn", "torch_varlen", "torch_flash")
-"""The best first. torch's own are FlashAttention-2 too; `torch_varlen` is its public function, `torch_flash` what is
-below it since torch 2.7. Its neighbour _efficient_attention_forward takes a window too, and loses it in backward."""
+Kernel = Literal["cpu", "flash_attn", "torch_varlen", "torch_flash", "flash_attn_4"]
+GPU_KERNELS: tuple[Kernel, ...] = ("flash_attn", "torch_varlen", "torch_flash", "flash_attn_4")
+"""In the order of `auto`. torch's own are FlashAttention-2 too; `torch_varlen` is its public function, `torch_flash`
+what is below it since torch 2.7. Its neighbour _efficient_attention_forward takes a window too, and loses it in
+backward. `flash_attn_4` should be the fastest; it is a beta, and comes last until somebody has run it."""
+PACKAGES: dict[Kernel, tuple[str, str]] = {
+    "flash_attn": ("flash_attn", "pip install --no-build-isolation -r requirements-gpu.txt"),
+    "flash_attn_4": ("flash_attn.cute", "pip install flash-attn-4==4.0.0b36, which takes torch 2.8 or later"),
+}
+"""Kernel -> module with its flash_attn_varlen_func, and how it is had. The second's package leaves an empty first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +136,8 @@ def resolve_kernel(name: Kernel | Literal["auto"], device: torch.device) -> Kern
 
 def _obstacle(kernel: Kernel) -> str | None:
     """Why this environment cannot run `kernel`, and the remedy; None if it can."""
-    if kernel == "flash_attn":
-        build = "run `pip install --no-build-isolation -r requirements-gpu.txt`"
-        if find_spec("flash_attn") is None:
-            return f"the package is not installed, {build}"
-        try:
-            import_module("flash_attn")
-        except ImportError as error:  # built for another torch, mostly
-            return f"the package cannot be imported ({error}), {build}"
+    if kernel in PACKAGES and (obstacle := _package_obstacle(*PACKAGES[kernel])):
+        return obstacle
     if kernel == "torch_varlen":
         module = "torch.nn.attention.varlen"
         if find_spec(module) is None or "window_size" not in signature(import_module(module).varlen_attn).parameters:
@@ -145,9 +145,27 @@ def _obstacle(kernel: Kernel) -> str | None:
     schema = torch.ops.aten._flash_attention_forward.default._schema
     if kernel == "torch_flash" and (obstacle := _schema_obstacle(schema)):
         return obstacle
-    if kernel != "cpu" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        return f"FlashAttention needs an Ampere GPU (A100, RTX 30) or later, here is a {torch.cuda.get_device_name()}"
+    if kernel == "cpu" or not torch.cuda.is_available():
+        return None
+    capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+    if capability < (8, 0):
+        return f"FlashAttention needs an Ampere GPU (A100, RTX 30) or later, here is a {name}"
+    if kernel == "flash_attn_4" and capability < (9, 0):
+        return f"FlashAttention-4 trains on Hopper GPUs (H100) and later, here is a {name}"
     return None
+
+
+def _package_obstacle(module: str, remedy: str) -> str | None:
+    """Why `module` cannot give its flash_attn_varlen_func; None if it can."""
+    try:
+        installed = hasattr(import_module(module), "flash_attn_varlen_func")
+    except ModuleNotFoundError as error:
+        if not module.startswith(str(error.name)):  # another package that it needs
+            return f"the package cannot be imported ({error}), {remedy}"
+        installed = False
+    except (ImportError, AttributeError) as error:  # made for another torch, mostly
+        return f"the package cannot be imported ({error}), {remedy}"
+    return None if installed else f"the package is not installed, {remedy}"
 
 
 def _schema_obstacle(schema: torch.FunctionSchema) -> str | None:
@@ -200,7 +218,10 @@ def varlen_attention(
     if kernel != "cpu":
         if q.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"attention: {kernel} cannot run in {q.dtype}; set precision: amp_bf16")
-        attend = {"flash_attn": _flash_attn, "torch_varlen": _torch_varlen, "torch_flash": _torch_flash}[kernel]
+        attend = {
+            "flash_attn": _flash_attn, "torch_varlen": _torch_varlen, "torch_flash": _torch_flash,
+            "flash_attn_4": _flash_attn_4,
+        }[kernel]  # fmt: skip
         return attend(q, k, v, packing, cu_seqlens_q, (-1, -1) if window is None else window)
     if window is None or packing.loop_is_cheaper(window):
         lengths_q = packing.lengths if wanted is None else cu_seqlens_q.diff().tolist()
@@ -221,6 +242,20 @@ def _flash_attn(
         max_seqlen_q=packing.max_seqlen, max_seqlen_k=packing.max_seqlen,
         window_size=window_size,
     )  # fmt: skip
+
+
+def _flash_attn_4(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, cu_seqlens_q: Tensor, window_size: Window
+) -> Tensor:
+    from flash_attn.cute import flash_attn_varlen_func  # a GPU-only package
+
+    output = flash_attn_varlen_func(
+        q, k, v,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=packing.cu_seqlens,
+        max_seqlen_q=packing.max_seqlen, max_seqlen_k=packing.max_seqlen,
+        window_size=(None, None) if window_size == (-1, -1) else window_size,
+    )  # fmt: skip
+    return output[0] if isinstance(output, tuple) else output  # its betas differ in what stands beside it
 
 
 def _torch_varlen(

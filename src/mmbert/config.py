@@ -39,7 +39,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
     attn_out_dropout: float = 0.1
-    attention: Literal["auto", "cpu", "flash_attn", "torch_varlen", "torch_flash"] = "auto"
+    attention: Literal["auto", "cpu", "flash_attn", "torch_varlen", "torch_flash", "flash_attn_4"] = "auto"
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():

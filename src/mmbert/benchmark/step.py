@@ -10,12 +10,13 @@ PYTHONPATH must name a checkout of it.
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmbert.attention import Kernel, resolve_kernel
 from mmbert.benchmark import products, timing
 from mmbert.benchmark.candidates import Candidate, our_candidate
 from mmbert.benchmark.device import add_device_options, chosen_device
@@ -61,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=float, default=0.30, help="share of the tokens to predict (default: 0.30)")
     add_device_options(parser)
     parser.add_argument("--microbatch", type=int, default=4, help="rows that ours computes at a time (default: 4)")
+    parser.add_argument("--attention", choices=("auto", *get_args(Kernel)), default="auto", help="ours (default: auto)")
     parser.add_argument("--peers", default="hf-tuned,hf-sparse,hf", help=f"among {','.join(PEERS)}; commas between")
     parser.add_argument("--optimizer", action="store_true", help="StableAdamW's step is timed too, in all candidates")
 
@@ -87,13 +89,15 @@ def check_options(options: argparse.Namespace) -> torch.device:
         raise ValueError(f"--peers {options.peers}: name each peer once")
     check_peers_run(names, device, options.precision)
     check_peers(options, names)
+    resolve_kernel(options.attention, device)
     return device
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Build, compare, time."""
     device = check_options(options)
-    config = replace(MODELS[options.model], max_position_embeddings=options.seq)
+    shape = MODELS[options.model]
+    config = replace(shape, max_position_embeddings=options.seq, attention=options.attention)
     documents = synthetic_documents(options.tokens, options.seq, config.vocab_size, options.mask, options.seed)
     torch.manual_seed(options.seed)
     encoder = MmBertForMaskedLM(config).to(device).train()
@@ -206,6 +210,7 @@ def facts(
         "masked_tokens": documents.num_masked,
         "precision": options.precision,
         "device": options.device,
+        "attention": resolve_kernel(config.attention, chosen_device(options)),
         "dropout": 0.0,
         "optimizer": options.optimizer,
         "seed": options.seed,
