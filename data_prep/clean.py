@@ -28,8 +28,8 @@ from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
 from mmbert.atomic import remove
 from mmbert.command import errors_in_one_line, local_folder
-from mmbert.evaluation.json_files import write_json
 from mmbert.file_contents import sha256_of
+from mmbert.json_files import write_json
 from mmbert.run_lock import sole_writer
 
 PART_BYTES = 256 * 2**20  # of files that are read by one process at a time

@@ -27,7 +27,7 @@ from data_prep.formats import read_texts
 from data_prep.inputs import InputFile
 from data_prep.words import words_of
 from mmbert.atomic import fsync, make_folder, partial_folder, publish_folder, remove
-from mmbert.evaluation.json_files import read_json, write_json
+from mmbert.json_files import read_json, write_json
 
 KEPT, DROPPED, COUNTS = "kept.jsonl.zst", "dropped.jsonl.zst", "counts.json"
 PROGRAM = "python -m data_prep.clean"

@@ -28,7 +28,7 @@ from mmbert.benchmark.result import (
     unmet,
 )
 from mmbert.command import errors_in_one_line
-from mmbert.evaluation.json_files import write_json
+from mmbert.json_files import write_json
 
 PROGRAM = "python -m mmbert.benchmark"
 SUBCOMMANDS = {

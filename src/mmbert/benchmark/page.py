@@ -7,7 +7,7 @@ from typing import Any
 
 from mmbert.atomic import write_file
 from mmbert.benchmark.result import OURS, as_markdown, fact_line, fact_tables, gate_lines, spread, table, unmet
-from mmbert.evaluation.json_files import read_json
+from mmbert.json_files import read_json
 
 HEAD = """# Benchmarks
 

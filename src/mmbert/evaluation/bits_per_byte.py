@@ -20,10 +20,10 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert.command import errors_in_one_line, local_folder
-from mmbert.evaluation.json_files import read_json, write_json
 from mmbert.evaluation.scoring import LanguageScore, score_languages
 from mmbert.file_contents import sha256_of
 from mmbert.heldout import MaskingPlan, check_heldout, read_heldout
+from mmbert.json_files import read_json, write_json
 from mmbert.manifest import Manifest
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 

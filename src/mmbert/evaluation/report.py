@@ -11,12 +11,12 @@ from pathlib import Path
 
 from mmbert.atomic import write_file
 from mmbert.command import errors_in_one_line
-from mmbert.evaluation.json_files import write_json
 from mmbert.evaluation.report_figure import draw_report
 from mmbert.evaluation.report_html import render_page
 from mmbert.evaluation.report_numbers import build_report, report_as_json
 from mmbert.evaluation.report_summary import summarise
 from mmbert.evaluation.run_records import read_phases
+from mmbert.json_files import write_json
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

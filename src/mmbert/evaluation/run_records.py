@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.checkpoint import newest_checkpoint, read_state
-from mmbert.evaluation.json_files import read_json
+from mmbert.json_files import read_json
 from mmbert.streams import language_of
 
 BITS_PER_BYTE = "python -m mmbert.evaluation.bits_per_byte"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmbert.atomic import write_file
 from mmbert.command import errors_in_one_line
-from mmbert.evaluation.json_files import write_json
+from mmbert.json_files import write_json
 from mmbert.run_report.page import render_page
 from mmbert.run_report.phase_run import in_order, phase_folders, read_phase
 from mmbert.run_report.summary import as_json, summarise

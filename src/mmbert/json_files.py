@@ -1,4 +1,4 @@
-"""JSON files of the evaluation: written whole or not at all, read with an error that says which."""
+"""JSON files: written whole or not at all, read with an error that says which."""
 import json
 from pathlib import Path
 from typing import Any
