@@ -28,10 +28,10 @@ GPU_KERNELS: tuple[Kernel, ...] = ("flash_attn", "torch_varlen", "torch_flash", 
 what is below it since torch 2.7. Its neighbour _efficient_attention_forward takes a window too, and loses it in
 backward. `flash_attn_4` should be the fastest; it is a beta, and comes last until somebody has run it."""
 PACKAGES: dict[Kernel, tuple[str, str]] = {
-    "flash_attn": ("flash_attn", "pip install --no-build-isolation -r requirements-gpu.txt"),
-    "flash_attn_4": ("flash_attn.cute", "pip install flash-attn-4==4.0.0b36, which takes torch 2.8 or later"),
+    "flash_attn": ("flash_attn", "run `pip install --no-build-isolation -r requirements-gpu.txt`"),
+    "flash_attn_4": ("flash_attn.cute", "run `pip install flash-attn-4==4.0.0b36` beside torch 2.8 or later"),
 }
-"""Kernel -> module with its flash_attn_varlen_func, and how it is had. The second's package leaves an empty first."""
+"""Kernel -> module with its flash_attn_varlen_func, and the remedy. flash-attn-4 alone leaves flash_attn empty."""
 
 
 @dataclass(frozen=True, eq=False)
