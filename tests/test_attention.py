@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
@@ -11,7 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmbert import attention
-from mmbert.attention import GPU_KERNELS, Kernel, Packing, Window, resolve_kernel, varlen_attention
+from mmbert.attention import GPU_KERNELS, Kernel, Packing, Window, check_kernel, resolve_kernel, varlen_attention
+from mmbert.config import load_config
+from mmbert.trainer import Phase
+from tests.conftest import Corpus
+from tests.training_runs import write_yamls
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 AROUND_THE_WINDOW = [1, 63, 64, 65, 128, 129, 300]
@@ -147,7 +152,7 @@ def test_impossible_lengths_are_refused(lengths: list[int], max_seqlen: int | No
 
 def test_auto_takes_torch_on_a_cpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="mmbert.attention"):
-        assert [resolve_kernel("auto", CPU) for _ in range(3)] == ["cpu"] * 3
+        assert [resolve_kernel("auto", "cpu") for _ in range(3)] == ["cpu"] * 3
     assert caplog.messages == ["attention: auto on cpu runs the kernel cpu (no GPU)"]
 
 
@@ -164,7 +169,7 @@ def test_auto_on_a_gpu_takes_the_first_that_can_run_and_says_why(
 ) -> None:
     monkeypatch.setattr(attention, "_obstacle", lambda kernel: None if kernel in able else "broken")
     with caplog.at_level(logging.INFO, logger="mmbert.attention"):
-        assert resolve_kernel("auto", GPU) == taken
+        assert resolve_kernel("auto", "cuda") == taken
     assert caplog.messages == [f"attention: auto on cuda runs the kernel {taken} ({reason})"]
 
 
@@ -174,7 +179,7 @@ def test_a_kernel_asked_for_is_taken(
 ) -> None:
     monkeypatch.setattr(attention, "_obstacle", lambda kernel: None)
     with caplog.at_level(logging.INFO, logger="mmbert.attention"):
-        assert resolve_kernel(kernel, GPU) == kernel
+        assert resolve_kernel(kernel, "cuda") == kernel
     assert caplog.messages == [f"attention: {kernel} on cuda runs the kernel {kernel} (as asked)"]
 
 
@@ -184,7 +189,7 @@ def test_a_kernel_that_cannot_run_is_an_error_in_one_line_and_never_replaced(
 ) -> None:
     monkeypatch.setattr(attention, "_obstacle", lambda kernel: f"{kernel} is broken, mend it")
     with pytest.raises(ValueError, match=r"is broken, mend it; or set attention: cpu") as error:
-        resolve_kernel(name, GPU)
+        resolve_kernel(name, "cuda")
     assert "\n" not in str(error.value)
     assert [kernel for kernel in GPU_KERNELS if f"{kernel} is broken" in str(error.value)] == (
         list(GPU_KERNELS) if name == "auto" else [name]
@@ -207,16 +212,30 @@ def test_flash_attention_is_refused_on_a_gpu_that_is_too_old(
     for kernel in kernels:
         if kernel in refused:
             with pytest.raises(ValueError, match=r"(an Ampere|on Hopper) GPU.*Tesla T4; or set attention: cpu"):
-                resolve_kernel(kernel, GPU)
+                resolve_kernel(kernel, "cuda")
         else:
-            assert resolve_kernel(kernel, GPU) == kernel
+            assert resolve_kernel(kernel, "cuda") == kernel
     assert attention._obstacle("cpu") is None
+
+
+def test_what_the_first_batch_would_refuse_is_refused_before_a_run_begins(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_yamls(tmp_path, corpus)
+    before = ["data.root=nowhere"]  # which a run would look at next
+    with pytest.raises(ValueError, match="attention: flash_attn needs a GPU"):
+        Phase.open(load_config(tmp_path / "phase1.yaml", ["model.attention=flash_attn", *before]))
+    monkeypatch.setattr(attention, "_obstacle", lambda kernel: None)
+    check_kernel("auto", "cuda", "amp_bf16")
+    check_kernel("cpu", "cuda", "fp32")
+    with pytest.raises(ValueError, match="precision = fp32: attention: flash_attn has none; write precision: amp"):
+        check_kernel("auto", "cuda", "fp32")
 
 
 @pytest.mark.parametrize("kernel", GPU_KERNELS)
 def test_gpu_kernels_are_refused_on_a_cpu_and_in_fp32(kernel: Kernel) -> None:
     with pytest.raises(ValueError, match="needs a GPU"):
-        resolve_kernel(kernel, CPU)
+        resolve_kernel(kernel, "cpu")
     with pytest.raises(ValueError, match="amp_bf16"):
         varlen_attention(*random_qkv(4, torch.float32), packing_of([4]), None, kernel)
 

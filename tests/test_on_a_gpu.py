@@ -43,7 +43,7 @@ def test_a_phase_on_a_gpu_is_that_of_a_cpu_and_goes_on_bit_for_bit(corpus: Corpu
     whole = emulated_gpu.run(tmp_path / "gpu", [*on_gpu, f"run_root={tmp_path}/gpu"])
     assert whole.exit_code == 0, whole.output
     assert "destroy_process_group" not in whole.output
-    assert "on cuda:0 runs the kernel torch_" in whole.output
+    assert "on cuda runs the kernel torch_" in whole.output
     assert [step["ids"] for step in whole.steps] == [step["ids"] for step in on_cpu.steps]
     assert losses(whole.steps) == pytest.approx(losses(on_cpu.steps), rel=1e-3)
     assert set(whole.waits) == WAITS

@@ -230,6 +230,7 @@ def texts(chain: Chain, level: str) -> str:
         (["global_train_batch_size=4", "batch_size_warmup=null"], "error", "too small for 8 GPUs"),
         (["device_train_microbatch_size=144"], "warning", "are likely too much"),
         (["precision=fp32"], "error", "need amp_bf16"),
+        (["model.attention=cpu", "precision=fp32"], "warning", "plain torch is slow on a GPU"),
         (["checkpoint.interval=3T"], "warning", "longer than the phase"),
         (["checkpoint.interval=1M"], "warning", "every step is saved"),
         (["checkpoint.interval=100B"], "warning", "hours lie between two checkpoints"),
@@ -251,6 +252,12 @@ def test_what_is_worth_a_stop_is_said(tmp_path: Path, changes: list[str], level:
     if "null" not in changes[0]:
         assert said not in texts(plain, level)
     assert said in texts(plan_chain(["yamls/phase1.yaml"], changes, table, H100), level)
+
+
+def test_plain_attention_on_a_gpu_takes_fp32(tmp_path: Path) -> None:
+    table = read_counts(write_counts(tmp_path / "counts.csv", ["yamls/phase1.yaml"], tokens=10_000_000_000))
+    changes = ["model.attention=cpu", "precision=fp32"]
+    assert "fp32" not in texts(plan_chain(["yamls/phase1.yaml"], changes, table, H100), "error")
 
 
 @pytest.mark.parametrize(

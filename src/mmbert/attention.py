@@ -111,13 +111,16 @@ def _send(x: Tensor, device: torch.device) -> Tensor:
 
 
 @cache
-def resolve_kernel(name: Kernel | Literal["auto"], device: torch.device) -> Kernel:
-    """Turn the configuration's `attention` into the kernel that serves on `device`; log it once, with the reason.
+def resolve_kernel(name: Kernel | Literal["auto"], device: str) -> Kernel:
+    """Turn the configuration's `attention` into the kernel that serves on a device; log it once, with the reason.
+
+    Args:
+        device: its torch.device's type.
 
     Raises:
         ValueError: the kernel that is asked for, or each that `auto` may take, cannot run.
     """
-    on_gpu = device.type == "cuda"
+    on_gpu = device == "cuda"
     if name not in ("auto", "cpu") and not on_gpu:
         raise ValueError(f"attention: {name} needs a GPU, the model is on {device}; set attention: cpu")
     candidates: tuple[Kernel, ...] = (name,) if name != "auto" else GPU_KERNELS if on_gpu else ("cpu",)
@@ -132,6 +135,20 @@ def resolve_kernel(name: Kernel | Literal["auto"], device: torch.device) -> Kern
         refused.append(f"{kernel}: {obstacle}")
     remedy = "or set attention: cpu (plain torch, slower)"
     raise ValueError(f"attention: {name} cannot run on {device}: {'; '.join(refused)}; {remedy}")
+
+
+def check_kernel(name: Kernel | Literal["auto"], device: str, precision: str) -> None:
+    """Refuse before a run begins what its first batch would refuse.
+
+    Raises:
+        ValueError: no kernel can run there, or not in that precision.
+    """
+    kernel = resolve_kernel(name, device)
+    if kernel != "cpu" and precision == "fp32":
+        raise ValueError(
+            f"precision = fp32: attention: {kernel} has none; write precision: amp_bf16, or model.attention: cpu "
+            "(plain torch, slower)"
+        )
 
 
 def _obstacle(kernel: Kernel) -> str | None:

@@ -120,7 +120,7 @@ class Encoder(nn.Module):
     def forward(self, input_ids: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
         config = self.config
         head_dim = config.hidden_size // config.num_attention_heads
-        kernel = resolve_kernel(config.attention, input_ids.device)
+        kernel = resolve_kernel(config.attention, input_ids.device.type)
         global_rope = Rope.build(packing.positions, config.global_rope_theta, head_dim)
         local_rope = Rope.build(packing.positions, config.local_rope_theta, head_dim)
         x = self.embeddings(input_ids)

@@ -14,6 +14,7 @@ from composer.utils import reproducibility
 from torch import nn
 
 from mmbert.atomic import make_folder
+from mmbert.attention import check_kernel
 from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import (
     checkpoint_bytes,
@@ -72,8 +73,10 @@ class Phase:
         check_open_files(config)
         if config.device == "gpu" and not torch.cuda.is_available():
             raise ValueError("device = gpu, but torch finds no GPU here: write device: cpu, or mend the driver")
-        if device_of(config) == "gpu":
+        on_gpu = device_of(config) == "gpu"
+        if on_gpu:
             check_c_compiler()
+        check_kernel(config.model.attention, "cuda" if on_gpu else "cpu", config.precision)
         tokenizer = load_tokenizer(Path(config.tokenizer))
         remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
         tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)

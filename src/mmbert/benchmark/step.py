@@ -89,7 +89,7 @@ def check_options(options: argparse.Namespace) -> torch.device:
         raise ValueError(f"--peers {options.peers}: name each peer once")
     check_peers_run(names, device, options.precision)
     check_peers(options, names)
-    resolve_kernel(options.attention, device)
+    resolve_kernel(options.attention, device.type)
     return device
 
 
@@ -210,7 +210,7 @@ def facts(
         "masked_tokens": documents.num_masked,
         "precision": options.precision,
         "device": options.device,
-        "attention": resolve_kernel(config.attention, chosen_device(options)),
+        "attention": resolve_kernel(config.attention, chosen_device(options).type),
         "dropout": 0.0,
         "optimizer": options.optimizer,
         "seed": options.seed,

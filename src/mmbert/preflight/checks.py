@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mmbert.attention import check_kernel
 from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
@@ -24,7 +25,9 @@ from mmbert.tokenizer import load_tokenizer
 
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_BYTES = 1 << 30  # what NCCL's documentation gives a container: --shm-size=1g
-PACKAGES = ("torch", "mosaicml", "mosaicml-streaming", "numpy", "safetensors", "flash-attn", "nvidia-nccl-cu12")
+PACKAGES = (
+    "torch", "mosaicml", "mosaicml-streaming", "numpy", "safetensors", "flash-attn", "flash-attn-4", "nvidia-nccl-cu12",
+)  # fmt: skip
 CACHES = ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
@@ -166,7 +169,8 @@ def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
         checks += [check_shared_memory] if place.local_world_size > 1 else []
         checks += [check_c_compiler] if place.local_rank == 0 else []
     if place.local_rank == 0:
-        checks += [check_caches]
+        device = "cuda" if on_gpus(config, gpus) else "cpu"
+        checks += [check_caches, lambda: check_kernel(config.model.attention, device, config.precision)]
     if place.rank == 0:
         checks += [lambda: check_run_root(config)]
     return faults_of(checks)
