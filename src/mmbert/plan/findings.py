@@ -190,7 +190,8 @@ def batch_texts(config: RunConfig, hardware: Hardware) -> Texts:
 def memory_texts(plan: PhasePlan, hardware: Hardware) -> Texts:
     """The model fits, by the formula."""
     if plan.config.model.attention == "cpu":
-        return [("warning", "model.attention = cpu: plain torch is slow on a GPU, and no formula tells its memory")]
+        why = "plain torch is slow on a GPU, and takes more memory than the formula says"
+        return [("warning", f"model.attention = cpu: {why}")]
     if plan.config.precision == "fp32":
         return [("error", "precision = fp32: the GPU's attention kernels need amp_bf16")]
     needed = plan.memory(hardware).total
