@@ -1,6 +1,8 @@
 """Which files hold which language, how each format is read, and how a text is spelled."""
+import errno
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from unicodedata import normalize
@@ -221,6 +223,27 @@ def test_links_are_what_they_lead_to(tmp_path: Path):
     (store / "b.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"text/isl.txt is a link to nowhere: mend it, or remove it"):
         find_inputs(str(text), "web")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Root may read all folders, so the system's answer is replaced."""
+    for path in ("fao/a.txt", "isl/old/b.txt", ".trash/c.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("some text")
+    closed: list[str] = []
+    scandir = os.scandir
+
+    def guarded(folder: str):
+        if folder in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    closed.append(str(tmp_path / ".trash"))
+    assert names(find_inputs(str(tmp_path), "web")) == {"fao": ["a.txt"], "isl": ["b.txt"]}
+    closed.append(str(tmp_path / "isl" / "old"))
+    with pytest.raises(PermissionError, match=r"Permission denied: .*isl/old"):
+        find_inputs(str(tmp_path), "web")
 
 
 @pytest.mark.parametrize("name", ["a::b.txt", "a*[1]?.txt", "a#b%20{c}.txt", "~a b'c.txt"])
