@@ -119,7 +119,12 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.csv", b"id,text\r\n1\r\n", "x.csv:2 has another number of fields"),
         ("x.csv", b"id,text\r\n1,a,b\r\n", "x.csv:2 has another number of fields"),
         ("x.csv", b'id,text\r\n1,"a', "x.csv:.* is damaged"),
-        ("x.csv", b"id,text\r\n1,\xff\r\n", "x.csv:.* is damaged"),
+        ("x.csv", b"id,text\r\n1,\xff\r\n", "x.csv is not UTF-8 behind line 0: convert it, say with iconv"),
+        ("x.csv", b"text\r\n" + 9000 * b"a\r\n" + b"\xff\r\n", r"x.csv is not UTF-8 behind line 8\d\d\d: convert it"),
+        ("x.csv", b'"first\ndocument",b\r\n', r"x.csv has no column 'text' \(columns: first document, b\)"),
+        ("x.csv", b"head" + 500 * b",word", r"x.csv has no column 'text' \(columns: head, word.*\): give --text-key"),
+        ("x.csv", b"text,id,text\r\na,1,b\r\n", "x.csv has 2 columns 'text': rename all but one"),
+        ("x.jsonl", json.dumps({f"a\n{key}": 0 for key in range(99)}).encode(), "x.jsonl:1 has no .* 0, a 1, .*give"),
         ("x.csv", b"", "x.csv has no column"),
         ("x.parquet", b"PAR1 no PAR1", "x.parquet is damaged"),
     ],
@@ -129,6 +134,7 @@ def test_what_is_broken_is_named_with_its_place(tmp_path: Path, name: str, conte
     with pytest.raises(BrokenInputError, match=reason) as error:
         list(read_texts(InputFile(str(tmp_path / name), len(content), "")))
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.csv.zst", "x.parquet"])
@@ -139,6 +145,24 @@ def test_a_file_that_was_cut_off_is_never_taken_for_a_whole_one(tmp_path: Path, 
         (tmp_path / name).write_bytes(content[:size])
         with pytest.raises(BrokenInputError, match=name):
             list(read_texts(InputFile(str(tmp_path / name), size, "")))
+
+
+def test_a_broken_page_of_parquet_is_one_line(tmp_path: Path):
+    """Arrow says it in three."""
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["some text"]}), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + 16 * b"\xff" + content[20:])
+    with pytest.raises(BrokenInputError, match=r"x.parquet is damaged: .*thrift") as error:
+        list(read_texts(InputFile(str(path), len(content), "")))
+    assert "\n" not in str(error.value)
+
+
+def test_several_columns_of_one_name_are_not_guessed_between(tmp_path: Path):
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array(["a"])], ["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(BrokenInputError, match=r"x.parquet has 2 columns 'text': rename all but one"):
+        list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, "")))
 
 
 def test_columns_of_other_types_are_no_text(tmp_path: Path):
