@@ -262,6 +262,16 @@ def test_rows_whose_text_is_gone_are_named(
     assert tree(shards) == before
 
 
+@pytest.mark.parametrize("content, status", [('{"text": ""}\n', 0), ("{", prepare.QUARANTINED)])
+def test_rows_that_stay_though_their_files_give_none_are_named(
+    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    content: str, status: int,
+):  # fmt: skip
+    (text / "nno.jsonl").write_text(content)
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == status
+    assert "1 streams of other text are there, too, and stay as they were: own/nno" in capsys.readouterr().out
+
+
 def test_a_language_that_shrank_to_one_document_keeps_no_held_out_rows(
     text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
