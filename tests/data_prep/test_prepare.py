@@ -328,6 +328,17 @@ def test_an_output_folder_with_something_else_in_it_is_refused(
     assert tree(shards) == before
 
 
+def test_what_the_system_hides_in_an_output_folder_is_no_obstacle(
+    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A Mac leaves `.DS_Store` in each folder that someone looks at, NFS `.nfs...` for a file that is open."""
+    for folder in ("", "train", "train/own", "train/own/fao"):
+        (shards / folder / ".DS_Store").touch()
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
+    write_jsonl(text / "fao.jsonl", ["another text"])
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
+
+
 def test_a_dry_run_needs_no_tokenizer_and_refuses_the_same_inputs_and_outputs(
     text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
