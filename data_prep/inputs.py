@@ -103,7 +103,7 @@ def list_files(location: str) -> dict[str, InputFile]:
     files = {}
     for path, details in files_alone(shown).items():
         name = path if location == root or "://" not in location else system.unstrip_protocol(path)
-        files[relatives[path]] = InputFile(name, details["size"], stamp_of(name, details))
+        files[relatives[path]] = InputFile(name, size_of(name, details), stamp_of(name, details))
     return files
 
 
@@ -155,6 +155,14 @@ def files_alone(infos: dict[str, Any]) -> dict[str, Any]:
     if broken := next((path for path in links if not os.path.exists(path)), None):
         raise FileNotFoundError(f"{broken} is a link to nowhere: mend it, or remove it")
     return {path: info for path, info in infos.items() if info["type"] == "file"}
+
+
+def size_of(path: str, details: dict[str, Any]) -> int:
+    """Bytes of a file as stored, which decide how it is shuffled; ValueError if its server does not say."""
+    size: int | None = details["size"]
+    if size is None:
+        raise ValueError(f"{path}: its server does not say how many bytes it has: download it, and name the file here")
+    return size
 
 
 def stamp_of(path: str, details: dict[str, Any]) -> str:

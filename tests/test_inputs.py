@@ -295,6 +295,17 @@ def test_any_store_of_fsspec_is_read():
     assert list(read_texts(found)) == ["a", "b"]
 
 
+def test_a_file_whose_size_a_server_does_not_say_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """As those of HTTP may that send a page while they make it."""
+    with fsspec.open("memory://unsized/fao.txt", "wb") as file:
+        file.write(b"a")
+    system = type(fsspec.filesystem("memory"))
+    info = system.info
+    monkeypatch.setattr(system, "info", lambda self, path, **options: info(self, path, **options) | {"size": None})
+    with pytest.raises(ValueError, match=r"memory:///unsized/fao.txt: its server does not say how many bytes"):
+        find_inputs("memory://unsized/fao.txt", "web")
+
+
 def test_a_changed_file_has_another_stamp(tmp_path: Path):
     (tmp_path / "fao.txt").write_text("a")
     before = find_inputs(str(tmp_path), "web")
