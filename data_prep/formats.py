@@ -51,7 +51,7 @@ def read_texts(file: InputFile, text_key: str = "text", whole_txt: bool = False)
                 yield "\n".join(lines_of(file.path, stream))
             else:
                 yield from READERS[suffix](file.path, stream, text_key)
-    except (pyarrow.ArrowException, EOFError) as error:
+    except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:  # the last of Parquet's texts and names
         raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
     except OSError as error:  # Arrow's streams say in this way that they end too soon
         if error.errno is not None or type(error) is not OSError:  # the system, or a network: not the file's fault
@@ -163,11 +163,8 @@ def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
         kind = in_short(kind)
         raise BrokenInputError(f"{path} has no column {text_key!r} of strings, but one of {kind}: write it as strings")
     check_alone(path, names, text_key)
-    try:
-        for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
-            yield from (text or "" for text in batch.column(0).to_pylist())
-    except UnicodeDecodeError as error:
-        raise BrokenInputError(f"{path} is damaged: {error}") from None
+    for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
+        yield from (text or "" for text in batch.column(0).to_pylist())
 
 
 def check_alone(path: str, heads: Sequence[str], text_key: str) -> None:

@@ -158,6 +158,15 @@ def test_a_broken_page_of_parquet_is_one_line(tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("what", [b"column", b"some text"])
+def test_what_of_parquet_is_not_utf_8_is_named(tmp_path: Path, what: bytes):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"column": [0], "text": ["some text"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(what, what[:-1] + b"\xf4"))
+    with pytest.raises(BrokenInputError, match=r"x.parquet is damaged: 'utf-8' codec"):
+        list(read_texts(InputFile(str(path), 0, "")))
+
+
 def test_several_columns_of_one_name_are_not_guessed_between(tmp_path: Path):
     table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array(["a"])], ["text", "text"])
     pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
