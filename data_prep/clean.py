@@ -22,7 +22,7 @@ from typing import Any
 
 from data_prep.batches import batches
 from data_prep.clean_filters import QUALITY, Cleaning, check_known, read_thresholds
-from data_prep.clean_language import Job, filter_part, finish_language, finished
+from data_prep.clean_language import WORK, Job, filter_part, finish_language, finished
 from data_prep.documents import add_cutting_options
 from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
@@ -124,14 +124,18 @@ def write_report(output: Path, jobs: list[Job], failed: dict[str, str]) -> str:
 
 
 def check_places(location: str, output: Path) -> None:
-    """Refuse to write below the input, and to read what is written: a language's text is replaced when it is cleaned.
+    """Refuse to write below the input, and to replace what is not ours: a language's text is when it is cleaned.
 
     Raises:
         ValueError: the output lies in the input, or the input in the text of the output.
+        FileExistsError: the output holds text that no run of ours made.
     """
     check_apart(location, output)
     if "://" not in location and Path(location).resolve().is_relative_to((output / "text").resolve()):
         raise ValueError(f"--input {location} is text of --output {output}, and would be replaced: choose another one")
+    for folder in (output / "text", output / "dropped"):
+        if folder.exists() and not (output / WORK).exists():
+            raise FileExistsError(f"{folder} is not of data_prep.clean: choose another --output")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -174,7 +178,7 @@ def main() -> None:
     )
     inputs = find_inputs(arguments.input, "clean", arguments.language)
     check_known(cleaning, [language for _, language in inputs])
-    with sole_writer(arguments.output / ".clean"):
+    with sole_writer(arguments.output / WORK):
         jobs = make_jobs(arguments, cleaning, inputs)
         failed = clean_all(jobs, arguments.workers)
         print(write_report(arguments.output, jobs, failed))

@@ -147,7 +147,10 @@ def read_thresholds(folder: Path, language: str) -> Settings | None:
     path = next((path for name in names if (path := folder / f"{name}.yml").is_file()), None)
     if path is None:
         return None
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:  # GitHub's page of the file, say, and not the file
+        settings = None
     if not isinstance(settings, dict) or THRESHOLDS - settings.keys():
         raise ValueError(f"{path} must have the keys {', '.join(sorted(THRESHOLDS))}, as FineWeb2's configs have")
     return settings

@@ -30,6 +30,7 @@ from mmbert.atomic import fsync, make_folder, partial_folder, publish_folder, re
 from mmbert.json_files import read_json, write_json
 
 KEPT, DROPPED, COUNTS = "kept.jsonl.zst", "dropped.jsonl.zst", "counts.json"
+WORK = ".clean"  # in the output folder: what is half done, and the records of what is finished
 PROGRAM = "python -m data_prep.clean"
 MINHASH = "minhash"
 CONFIG = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8, seed=1)  # FineWeb2's
@@ -60,7 +61,7 @@ class Job:
     @property
     def work(self) -> Path:
         """Folder of what is half done."""
-        return Path(self.output) / ".clean" / "languages" / self.language / self.digest[:16]
+        return Path(self.output) / WORK / "languages" / self.language / self.digest[:16]
 
     @property
     def text(self) -> Path:
@@ -73,7 +74,7 @@ class Job:
     @property
     def record(self) -> Path:
         """The file that says how the finished language was made."""
-        return Path(self.output) / ".clean" / "finished" / f"{self.language}.json"
+        return Path(self.output) / WORK / "finished" / f"{self.language}.json"
 
     def part(self, number: int) -> Path:
         return self.work / f"part-{number:05d}"

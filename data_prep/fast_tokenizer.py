@@ -171,8 +171,10 @@ def with_marked_spaces(spec: dict[str, Any]) -> dict[str, Any]:
     order, lie in one piece wherever they stand. So no merge that gives a token crosses pieces.
 
     Raises:
-        CannotLoadError: a token holds U+2581 itself.
+        CannotLoadError: a token holds U+2581 itself, or there is none for a space, which is then spelled in bytes.
     """
+    if " " not in spec["model"]["vocab"]:
+        raise CannotLoadError("this tokenizer has no token for a space, which gigatoken would spell as U+2581")
     if any(SPACE in token for token in spec["model"]["vocab"]):
         raise CannotLoadError("a token of this tokenizer holds U+2581, which gigatoken takes for a space")
     model = spec["model"] | {

@@ -11,8 +11,9 @@ and go on (docs/architecture.md).
 import csv
 import io
 import sys
+import textwrap
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import fsspec
@@ -50,12 +51,17 @@ def read_texts(file: InputFile, text_key: str = "text", whole_txt: bool = False)
                 yield "\n".join(lines_of(file.path, stream))
             else:
                 yield from READERS[suffix](file.path, stream, text_key)
-    except (pyarrow.ArrowException, EOFError) as error:
-        raise BrokenInputError(f"{file.path} is damaged: {error}") from None
+    except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:  # the last of Parquet's texts and names
+        raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
     except OSError as error:  # Arrow's streams say in this way that they end too soon
         if error.errno is not None or type(error) is not OSError:  # the system, or a network: not the file's fault
             raise
-        raise BrokenInputError(f"{file.path} is damaged: {error}") from None
+        raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
+
+
+def in_short(what: object) -> str:
+    """In one line, and not a long one: a file of one column without a head line has a document in its place."""
+    return textwrap.shorten(str(what), 200)
 
 
 def decompressed(raw: BinaryIO, compression: str | None) -> BinaryIO:
@@ -111,7 +117,7 @@ def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
         if not isinstance(value, dict):
             raise BrokenInputError(f"{path}:{number} is no JSON object: one object a line is expected")
         if text_key not in value:
-            keys = ", ".join(value)
+            keys = in_short(", ".join(value))
             raise BrokenInputError(f"{path}:{number} has no text under {text_key!r} (keys: {keys}): give --text-key")
         text = value[text_key]
         if not isinstance(text, str | None):
@@ -128,34 +134,43 @@ def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
         if not rows.fieldnames:
             raise BrokenInputError(f"{path} has no column {text_key!r}, for it is empty: fill it, or remove it")
         if text_key not in rows.fieldnames:
-            heads = ", ".join(rows.fieldnames)
+            heads = in_short(", ".join(rows.fieldnames))
             raise BrokenInputError(
                 f"{path} has no column {text_key!r} (columns: {heads}): give --text-key; only commas part columns"
             )
+        check_alone(path, rows.fieldnames, text_key)
         for row in rows:
             if None in row or None in row.values():
                 raise BrokenInputError(
                     f"{path}:{rows.line_num} has another number of fields than the head line: quote what holds commas"
                 )
             yield row[text_key]
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise BrokenInputError(f"{path}:{rows.line_num} is damaged: {error}") from None
+    except UnicodeDecodeError:  # of some lines at a time
+        raise BrokenInputError(f"{path} is not UTF-8 behind line {rows.line_num}: convert it, say with iconv") from None
 
 
 def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
     """One text a row; one that is null is empty."""
     table = pyarrow.parquet.ParquetFile(stream)
-    kind = dict(zip(table.schema_arrow.names, table.schema_arrow.types, strict=True)).get(text_key)
+    names = table.schema_arrow.names
+    kind = dict(zip(names, table.schema_arrow.types, strict=True)).get(text_key)
     if kind is None:
-        heads = ", ".join(table.schema_arrow.names)
+        heads = in_short(", ".join(names))
         raise BrokenInputError(f"{path} has no column {text_key!r} of strings (columns: {heads}): give --text-key")
     if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        kind = in_short(kind)
         raise BrokenInputError(f"{path} has no column {text_key!r} of strings, but one of {kind}: write it as strings")
-    try:
-        for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
-            yield from (text or "" for text in batch.column(0).to_pylist())
-    except UnicodeDecodeError as error:
-        raise BrokenInputError(f"{path} is damaged: {error}") from None
+    check_alone(path, names, text_key)
+    for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
+        yield from (text or "" for text in batch.column(0).to_pylist())
+
+
+def check_alone(path: str, heads: Sequence[str], text_key: str) -> None:
+    """BrokenInputError if several columns have the name of the text's."""
+    if heads.count(text_key) > 1:
+        raise BrokenInputError(f"{path} has {heads.count(text_key)} columns {text_key!r}: rename all but one")
 
 
 READERS: dict[str, Callable[[str, BinaryIO, str], Iterator[str]]] = {

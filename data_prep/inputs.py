@@ -1,5 +1,6 @@
 """Which files hold the text of which stream: a folder of one language, or a tree of many."""
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def list_files(location: str) -> dict[str, InputFile]:
     files = {}
     for path, details in files_alone(shown).items():
         name = path if location == root or "://" not in location else system.unstrip_protocol(path)
-        files[relatives[path]] = InputFile(name, details["size"], stamp_of(name, details))
+        files[relatives[path]] = InputFile(name, size_of(name, details), stamp_of(name, details))
     return files
 
 
@@ -122,11 +123,19 @@ def file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
 class LinkedFiles(LocalFileSystem):
     """The local file system, where a link is listed as what it leads to: fsspec's lists it as neither file nor folder.
 
-    A link to a folder that it lies in stays what it is, for listing that folder would not end.
+    A link to a folder that it lies in stays what it is, for listing that folder would not end. Hidden files and folders
+    are not listed, and a folder that cannot be read is an error.
     """
+
+    def walk(
+        self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "raise", **options: Any
+    ) -> Iterator[Any]:
+        """fsspec's leaves out a folder that cannot be read, with all its text, unless it is told to raise."""
+        return super().walk(path, maxdepth, topdown, on_error, **options)
 
     def ls(self, path: str, detail: bool = False, **options: Any) -> list[Any]:
         infos = super().ls(path, detail=True, **options)
+        infos = [info for info in infos if not os.path.basename(info["name"]).startswith(".")]
         for info in infos:
             if info["islink"] and os.path.exists(info["name"]) and not _leads_up(info["name"]):
                 info.update(self.info(info["name"]))
@@ -146,6 +155,14 @@ def files_alone(infos: dict[str, Any]) -> dict[str, Any]:
     if broken := next((path for path in links if not os.path.exists(path)), None):
         raise FileNotFoundError(f"{broken} is a link to nowhere: mend it, or remove it")
     return {path: info for path, info in infos.items() if info["type"] == "file"}
+
+
+def size_of(path: str, details: dict[str, Any]) -> int:
+    """Bytes of a file as stored, which decide how it is shuffled; ValueError if its server does not say."""
+    size: int | None = details["size"]
+    if size is None:
+        raise ValueError(f"{path}: its server does not say how many bytes it has: download it, and name the file here")
+    return size
 
 
 def stamp_of(path: str, details: dict[str, Any]) -> str:

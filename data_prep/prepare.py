@@ -131,9 +131,9 @@ def report(work: Work, num_new: int) -> int:
             "blank lines tell documents apart: if each line is one, put them in (sed G); else give --whole-txt"
         )
     print(f"{num_new} streams made, {len(work.streams) - num_new} were up to date")
-    asked = {(stream.source, stream.language) for stream in work.streams}
+    made = {(manifest.source, manifest.language) for manifest in manifests}
     train = {(folder.parent.name, folder.name) for folder in work.output.glob("train/*/[!.]*")}
-    if others := sorted(map("/".join, train - asked)):
+    if others := sorted(map("/".join, train - made)):
         print(f"{len(others)} streams of other text are there, too, and stay as they were: {few(others)}")
     for reason in quarantined:
         print(f"quarantined: {reason}", file=sys.stderr)

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 from omegaconf import OmegaConf
 
-from data_prep.inputs import InputFile, Inputs, Stream, file_system, files_alone, format_of, stamp_of
+from data_prep.inputs import InputFile, Inputs, Stream, file_system, files_alone, format_of, size_of, stamp_of
 from data_prep.language_codes import canonical
 from mmbert.config import load_config
 from mmbert.recipe_table import BASE, table
@@ -192,7 +192,7 @@ class Listing:
         for path, info in infos.items():
             name = self.root + path.removeprefix(self.path)
             format_of(name)
-            yield InputFile(name, info["size"], stamp_of(name, info))
+            yield InputFile(name, size_of(name, info), stamp_of(name, info))
 
 
 @contextmanager

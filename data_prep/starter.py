@@ -154,6 +154,7 @@ def main() -> None:
         manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
         on_gpu = GPU.exists() if arguments.device is None else arguments.device == "gpu"
         content = starter(manifests, arguments.rows, arguments.tokenizer, arguments.output, on_gpu)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         write_file(arguments.output, content.encode())
         print("\n".join(line.removeprefix("# ") for line in content.splitlines() if line.startswith("# ")))
 

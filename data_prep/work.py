@@ -220,17 +220,17 @@ def text_bytes(file: InputFile) -> int:
 
 
 def check_output(output: Path) -> list[Path]:
-    """The streams in an output folder, which must hold nothing else.
+    """The streams in an output folder, which must hold nothing else but hidden files: those are the system's.
 
     Raises:
         FileExistsError: it does; nothing was touched.
     """
-    for path in output.glob("*"):
-        if path.name not in (*SPLITS, FOLDER):
+    for path in output.glob("[!.]*"):
+        if path.name not in SPLITS:
             raise FileExistsError(f"{path} is not of data_prep.prepare: choose another --output")
     streams = [folder for split in SPLITS for folder in sorted(output.glob(f"{split}/*/[!.]*"))]
     for folder in streams:
-        strangers = sorted(path.name for path in folder.glob("*") if not OWN_FILES.fullmatch(path.name))
+        strangers = sorted(path.name for path in folder.glob("[!.]*") if not OWN_FILES.fullmatch(path.name))
         if strangers:
             raise FileExistsError(f"{folder / strangers[0]} is not of data_prep.prepare: choose another --output")
     return streams

@@ -103,6 +103,10 @@ def test_thresholds_of_fineweb2_are_a_languages_own(tmp_path):
     (tmp_path / "deu_Latn.yml").write_text("dup_line_frac: 0.4\n")
     with pytest.raises(ValueError, match=r"deu_Latn\.yml must have the keys " + ", ".join(sorted(THRESHOLDS))):
         filters_of("deu", **settings)
+    for number, content in enumerate((b'<html lang="en" data: x>\n\t<p>: - [\n', b"stopwords: \xff\n")):
+        (tmp_path / f"nno_{number}.yml").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"nno_{number}\.yml must have the keys"):
+            filters_of(f"nno_{number}", **settings)
 
 
 # ------------------------------------------------------------------------------------------- language identification

@@ -69,6 +69,14 @@ def test_a_language_listed_twice_is_refused(tmp_path: Path):
         read_languages([str(tmp_path / "list.txt")], "lists")
 
 
+def test_a_list_may_come_from_windows_and_must_be_utf_8(tmp_path: Path):
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfxx\r\nyy # second\r\n")
+    assert read_languages([str(tmp_path / "list.txt")], "lists") == ["xx", "yy"]
+    (tmp_path / "list.txt").write_bytes(b"xx # \xe9\n")
+    with pytest.raises(ValueError, match=r"lists: .*list.txt is not UTF-8: convert it"):
+        read_languages([str(tmp_path / "list.txt")], "lists")
+
+
 # --- npm package and declarations ----------------------------------------------------------------------------------
 
 

@@ -86,6 +86,18 @@ def test_gigatoken_makes_no_special_token_of_a_spelled_one(name: str, request: p
         assert not np.isin(ids, encode.tokenizer.special_token_ids).any()
 
 
+def test_a_tokenizer_that_learned_no_space_is_encoded_without_gigatoken(tmp_path: Path) -> None:
+    """One of Chinese text alone, say: a space is then a byte, and not those of U+2581."""
+    pytest.importorskip("gigatoken")
+    spec = train(["人人生而自由在尊严和权利上一律平等" * 2] * 9, vocab_size=290)
+    tokenizer = save_tokenizer(spec, tmp_path / "tokenizer", origin=Path("test"))
+    encode = encoder(tokenizer)
+    assert encode.fast is None
+    assert "has no token for a space" in encode.description
+    with pytest.raises(ValueError, match="--tokenizer-backend gigatoken: this tokenizer has no token for a space"):
+        encoder(tokenizer, "gigatoken")
+
+
 @pytest.mark.parametrize("path", GEMMA2, ids=str)
 def test_gemma2_gives_the_same_ids_in_every_language_of_the_demo(path: Path) -> None:
     pytest.importorskip("gigatoken")

@@ -1,6 +1,8 @@
 """Which files hold which language, how each format is read, and how a text is spelled."""
+import errno
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from unicodedata import normalize
@@ -117,7 +119,12 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.csv", b"id,text\r\n1\r\n", "x.csv:2 has another number of fields"),
         ("x.csv", b"id,text\r\n1,a,b\r\n", "x.csv:2 has another number of fields"),
         ("x.csv", b'id,text\r\n1,"a', "x.csv:.* is damaged"),
-        ("x.csv", b"id,text\r\n1,\xff\r\n", "x.csv:.* is damaged"),
+        ("x.csv", b"id,text\r\n1,\xff\r\n", "x.csv is not UTF-8 behind line 0: convert it, say with iconv"),
+        ("x.csv", b"text\r\n" + 9000 * b"a\r\n" + b"\xff\r\n", r"x.csv is not UTF-8 behind line 8\d\d\d: convert it"),
+        ("x.csv", b'"first\ndocument",b\r\n', r"x.csv has no column 'text' \(columns: first document, b\)"),
+        ("x.csv", b"head" + 500 * b",word", r"x.csv has no column 'text' \(columns: head, word.*\): give --text-key"),
+        ("x.csv", b"text,id,text\r\na,1,b\r\n", "x.csv has 2 columns 'text': rename all but one"),
+        ("x.jsonl", json.dumps({f"a\n{key}": 0 for key in range(99)}).encode(), "x.jsonl:1 has no .* 0, a 1, .*give"),
         ("x.csv", b"", "x.csv has no column"),
         ("x.parquet", b"PAR1 no PAR1", "x.parquet is damaged"),
     ],
@@ -127,6 +134,7 @@ def test_what_is_broken_is_named_with_its_place(tmp_path: Path, name: str, conte
     with pytest.raises(BrokenInputError, match=reason) as error:
         list(read_texts(InputFile(str(tmp_path / name), len(content), "")))
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.csv.zst", "x.parquet"])
@@ -137,6 +145,33 @@ def test_a_file_that_was_cut_off_is_never_taken_for_a_whole_one(tmp_path: Path, 
         (tmp_path / name).write_bytes(content[:size])
         with pytest.raises(BrokenInputError, match=name):
             list(read_texts(InputFile(str(tmp_path / name), size, "")))
+
+
+def test_a_broken_page_of_parquet_is_one_line(tmp_path: Path):
+    """Arrow says it in three."""
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["some text"]}), path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + 16 * b"\xff" + content[20:])
+    with pytest.raises(BrokenInputError, match=r"x.parquet is damaged: .*thrift") as error:
+        list(read_texts(InputFile(str(path), len(content), "")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", [b"column", b"some text"])
+def test_what_of_parquet_is_not_utf_8_is_named(tmp_path: Path, what: bytes):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"column": [0], "text": ["some text"]}), path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(what, what[:-1] + b"\xf4"))
+    with pytest.raises(BrokenInputError, match=r"x.parquet is damaged: 'utf-8' codec"):
+        list(read_texts(InputFile(str(path), 0, "")))
+
+
+def test_several_columns_of_one_name_are_not_guessed_between(tmp_path: Path):
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array(["a"])], ["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(BrokenInputError, match=r"x.parquet has 2 columns 'text': rename all but one"):
+        list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, "")))
 
 
 def test_columns_of_other_types_are_no_text(tmp_path: Path):
@@ -223,6 +258,27 @@ def test_links_are_what_they_lead_to(tmp_path: Path):
         find_inputs(str(text), "web")
 
 
+def test_a_folder_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Root may read all folders, so the system's answer is replaced."""
+    for path in ("fao/a.txt", "isl/old/b.txt", ".trash/c.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("some text")
+    closed: list[str] = []
+    scandir = os.scandir
+
+    def guarded(folder: str):
+        if folder in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    closed.append(str(tmp_path / ".trash"))
+    assert names(find_inputs(str(tmp_path), "web")) == {"fao": ["a.txt"], "isl": ["b.txt"]}
+    closed.append(str(tmp_path / "isl" / "old"))
+    with pytest.raises(PermissionError, match=r"Permission denied: .*isl/old"):
+        find_inputs(str(tmp_path), "web")
+
+
 @pytest.mark.parametrize("name", ["a::b.txt", "a*[1]?.txt", "a#b%20{c}.txt", "~a b'c.txt"])
 def test_a_file_of_any_name_is_read(tmp_path: Path, name: str):
     (tmp_path / "fao").mkdir()
@@ -246,6 +302,17 @@ def test_any_store_of_fsspec_is_read():
     assert stream == ("web", "fao")
     assert found.stamp
     assert list(read_texts(found)) == ["a", "b"]
+
+
+def test_a_file_whose_size_a_server_does_not_say_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """As those of HTTP may that send a page while they make it."""
+    with fsspec.open("memory://unsized/fao.txt", "wb") as file:
+        file.write(b"a")
+    system = type(fsspec.filesystem("memory"))
+    info = system.info
+    monkeypatch.setattr(system, "info", lambda self, path, **options: info(self, path, **options) | {"size": None})
+    with pytest.raises(ValueError, match=r"memory:///unsized/fao.txt: its server does not say how many bytes"):
+        find_inputs("memory://unsized/fao.txt", "web")
 
 
 def test_a_changed_file_has_another_stamp(tmp_path: Path):

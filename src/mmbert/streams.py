@@ -25,7 +25,7 @@ def read_languages(entries: Sequence[str], key: str) -> list[str]:
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: no language, or one twice.
+        ValueError: no language, or one twice; or a file is not UTF-8.
     """
     codes: list[str] = []
     for entry in entries:
@@ -33,7 +33,11 @@ def read_languages(entries: Sequence[str], key: str) -> list[str]:
         if path.suffix != ".txt":
             codes.append(entry)
         elif path.is_file():
-            lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+            try:
+                content = path.read_text(encoding="utf-8-sig")  # Windows begins a file with a byte order mark
+            except UnicodeDecodeError:
+                raise ValueError(f"{key}: {path} is not UTF-8: convert it, say with iconv") from None
+            lines = (line.partition("#")[0].strip() for line in content.splitlines())
             codes += [code for code in lines if code]
         else:
             raise FileNotFoundError(f"{key}: no such file: {path}{seen_from(path)}")

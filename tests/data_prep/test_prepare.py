@@ -262,6 +262,16 @@ def test_rows_whose_text_is_gone_are_named(
     assert tree(shards) == before
 
 
+@pytest.mark.parametrize("content, status", [('{"text": ""}\n', 0), ("{", prepare.QUARANTINED)])
+def test_rows_that_stay_though_their_files_give_none_are_named(
+    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    content: str, status: int,
+):  # fmt: skip
+    (text / "nno.jsonl").write_text(content)
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == status
+    assert "1 streams of other text are there, too, and stay as they were: own/nno" in capsys.readouterr().out
+
+
 def test_a_language_that_shrank_to_one_document_keeps_no_held_out_rows(
     text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -316,6 +326,17 @@ def test_an_output_folder_with_something_else_in_it_is_refused(
     with pytest.raises(SystemExit, match=f"error: .*{stranger} is not of data_prep.prepare"):
         call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards))
     assert tree(shards) == before
+
+
+def test_what_the_system_hides_in_an_output_folder_is_no_obstacle(
+    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A Mac leaves `.DS_Store` in each folder that someone looks at, NFS `.nfs...` for a file that is open."""
+    for folder in ("", "train", "train/own", "train/own/fao"):
+        (shards / folder / ".DS_Store").touch()
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
+    write_jsonl(text / "fao.jsonl", ["another text"])
+    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
 
 
 def test_a_dry_run_needs_no_tokenizer_and_refuses_the_same_inputs_and_outputs(

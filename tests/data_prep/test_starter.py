@@ -149,6 +149,12 @@ def test_a_file_that_is_there_and_does_not_fit_the_rows_is_told(
     assert told(other).startswith(f", but it cannot be loaded: {output}")
 
 
+def test_the_folder_of_the_yaml_is_made(shards: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    output = tmp_path / "runs" / "first" / "train.yaml"
+    call(monkeypatch, starter.main, "--rows", shards, "--tokenizer", corpus.tokenizer, "--output", output)
+    assert load_config(output).name == "first"
+
+
 def test_rows_of_several_sources_and_no_rows_are_refused(
     text: Path, shards: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
