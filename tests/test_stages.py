@@ -131,10 +131,15 @@ def test_stages_stand_behind_what_they_need(untrained: Path) -> None:
 
 def test_as_much_is_evaluated_as_the_validation_reads(untrained: Path) -> None:
     for rows, expected in (("", ()), (", rows: 3", ("--rows", "3"))):
-        *_, bits, _ = stages(yamls(untrained, "phase1"), [VALIDATION.replace("}", rows + "}")])
+        *_, bits = stages(yamls(untrained, "phase1"), [VALIDATION.replace("}", rows + "}")])
         assert bits.name == "phase1-bits"
         place = bits.arguments.index("--source") + 2
         assert bits.arguments[place : place + len(expected) + 1] == (*expected, "--output")
+
+
+def test_one_evaluation_has_nothing_to_be_compared_with_and_no_report(untrained: Path) -> None:
+    names = [stage.name for stage in stages(yamls(untrained, "phase1"), [VALIDATION])]
+    assert names == ["phase1", "phase1-hf", "phase1-bits"]
 
 
 def test_held_out_rows_in_an_object_store_are_refused_before_anything_is_queued(untrained: Path) -> None:
