@@ -124,6 +124,13 @@ def test_checkpoints_that_stay_are_those_that_pruning_leaves(tmp_path: Path, kee
     assert checkpoints_that_stay(saved, keep, keep_every) == (len(step_folders(tmp_path)), most)
 
 
+def test_an_interval_without_its_unit_saves_every_step_and_is_counted_at_once() -> None:
+    saved = saves(duration=10**12, interval=100, step_tokens=4_000_000.5)
+    assert len(saved) == 250_000
+    assert saved[:2] == [4_000_000, 8_000_001]
+    assert checkpoints_that_stay(saved, 2, 100) == (250_000, 250_000)
+
+
 @pytest.mark.parametrize("name", ["phase1", "phase2", "phase3-all", "small/phase1", "demo/phase3"])
 def test_the_plan_has_the_steps_and_rates_of_the_recipes_tables(name: str) -> None:
     config = load_config(f"yamls/{name}.yaml")
