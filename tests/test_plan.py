@@ -226,6 +226,19 @@ def test_what_training_refuses_of_rows_that_are_there_is_an_error_of_the_plan(co
     assert "is another than the one that made the rows" in errors(f"tokenizer={tmp_path}")
 
 
+def test_a_last_step_behind_duration_is_no_break_of_max_repeats(corpus: Corpus, tmp_path: Path) -> None:
+    write_yamls(tmp_path, corpus)
+
+    def said(max_repeats: str) -> str:
+        changes = [f"data.mixture.small.max_repeats={max_repeats}", "data.mixture.small.tau=0"]
+        changes += ["data.mixture.small.share=0.99", "data.mixture.large.share=0.01", "duration=9850"]
+        return texts(plan_chain([str(tmp_path / "phase3.yaml")], changes, None, None), "warning")
+
+    assert "small: 2 of 2 streams read more than 5 times (laf" in said("null")
+    assert "read more" not in said("7")
+    assert "the last step ends 1." in said("7")
+
+
 def texts(chain: Chain, level: str) -> str:
     return "\n".join(finding.text for finding in chain.findings if finding.level == level)
 

@@ -106,12 +106,11 @@ def language_texts(plan: PhasePlan) -> Texts:
     texts: Texts = []
     for name, group in plan.config.data.groups().items():
         lines = [line for line in plan.lines if line.group == name]
-        limit = group.max_repeats or REPEATS
-        often = sorted((line for line in lines if (line.repeats or 0.0) > limit * (1 + 1e-3)),
+        often = sorted((line for line in lines if (line.repeats or 0.0) > REPEATS * (1 + 1e-3)),
                        key=lambda line: -(line.repeats or 0.0))  # fmt: skip
-        if often:
+        if often and group.max_repeats is None:  # which the plan keeps to, but for what the last step has too many
             worst = ", ".join(f"{line.language} {line.repeats:.3g}" for line in often[:3])
-            texts.append(("warning", f"{name}: {len(often)} of {len(lines)} streams read more than {limit:g} times "
+            texts.append(("warning", f"{name}: {len(often)} of {len(lines)} streams read more than {REPEATS:g} times "
                                      f"({worst}); lower the share or set max_repeats"))  # fmt: skip
         never = [line.language for line in lines if (line.rows or 0.0) < 1.0]
         if never:
