@@ -281,6 +281,12 @@ def test_what_was_merged_stands_behind_the_phases_with_what_it_scores(run_root: 
     assert re.findall(r">([^<>]+)</td>", row[0]) == ["merged", "0", "yes", "0", "-", "-", "-", "1.0e-09"]
 
 
+def test_one_trained_phase_beside_what_was_merged_goes_nowhere(run_root: Path) -> None:
+    write_merged(run_root)
+    said = summarise(build_report(read_phases(run_root, ["merged", "phase3"])))[0]
+    assert said == "phase3 trained on 100 tokens of 4 languages, and ended at a tau of 0.3 and a mask rate of 5%."
+
+
 def test_a_phase_that_has_not_trained_yet_is_no_merge(run_root: Path) -> None:
     write_merged(run_root, finished=False)
     assert "has a checkpoint of 0 tokens; train the phase first" in fail_with(run_root, ["phase1", "merged"])
