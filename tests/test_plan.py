@@ -299,6 +299,12 @@ def test_a_phase_is_held_against_its_parent(tmp_path: Path, key: str, value: str
     assert said in texts(plan_chain(["yamls/phase1.yaml", str(path)], [], None, H100), level)
 
 
+def test_a_parent_that_is_not_given_is_looked_for_in_the_run_root_that_is() -> None:
+    chain = plan_chain(["yamls/phase2.yaml"], ["run_root=elsewhere"], None, H100)
+    assert "as many tokens a step as phase1, the same encoder, tokenizer and run_root" in texts(chain, "ok")
+    assert not texts(chain, "error")
+
+
 @pytest.mark.parametrize("record, made", [("import.json", "imported"), ("merge.json", "merged")])
 def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: Path, record: str, made: str) -> None:
     """It has no YAML, but a run folder, as import_from_hf and merge write it."""
