@@ -411,8 +411,8 @@ def test_the_program_prints_a_table_and_fails_on_faults(run: Path, capsys: pytes
 
 
 def test_the_csv_has_every_step_once(run: Path, tmp_path: Path) -> None:
-    main([str(run), "--csv", str(tmp_path / "steps.csv")])
-    rows = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    main([str(run), "--csv", str(tmp_path / "new" / "steps.csv")])
+    rows = list(csv.DictReader((tmp_path / "new" / "steps.csv").open()))
     steps = read_ledger(run).steps
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
     assert [float(row["loss"]) for row in rows] == [one.loss for one in steps]

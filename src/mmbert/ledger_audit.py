@@ -375,6 +375,7 @@ def write_csv(history: RunHistory, path: Path) -> None:
     for record, undone in zip(history.steps, rolled_back(history), strict=True):
         taus = [record.taus.get(group) for group in groups]
         writer.writerow([*(getattr(record, column) for column in columns), int(undone), *taus])
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.getvalue().encode())
 
 
