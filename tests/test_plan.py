@@ -325,6 +325,8 @@ def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: 
     state.write_text(json.dumps(first_state("published", model, "data/tokenizer-gemma2", "0")))
     assert f"the same encoder as {tmp_path}/published, which was {made}" in found("ok", "learning_rate.warmup=1B")
     assert f"warmup = 0, and its parent published was {made}" in found("warning", "learning_rate.warmup=0")
+    decay = "learning_rate={shape: one_minus_sqrt, warmup: 0, decay: 0, floor: 0.02}"  # it refuses a warm-up
+    assert "moments are zero, so take warmup_stable_decay and a warm-up" in found("warning", decay)
     assert "model.hidden_size was 768, is 384" in found("error", "model.hidden_size=384")
     assert "model.global_rope_theta was 160000.0, is 10000" in found("error", "model.global_rope_theta=10000")
 

@@ -264,7 +264,8 @@ def untrained_texts(plan: PhasePlan) -> Texts:
     texts: Texts = []
     if changed := encoder_changes(model, asdict(config.model), SHAPES):
         texts.append(("error", f"another encoder than that of {folder}, which was {made}: {'; '.join(changed)}"))
-    if not config.learning_rate.warmup:
+    if not (rate := config.learning_rate).warmup:
+        remedy = "give a warm-up" if rate.shape == "warmup_stable_decay" else "take warmup_stable_decay and a warm-up"
         texts.append(("warning", f"learning_rate.warmup = 0, and its parent {config.parent} was {made}: its moments "
-                                 "are zero, so give a warm-up"))  # fmt: skip
+                                 f"are zero, so {remedy}"))  # fmt: skip
     return texts or [("ok", f"the same encoder as {folder}, which was {made}; a warm-up, for its moments are zero")]
