@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 from composer import Callback, Logger, State
 
-from mmbert.mixture import Period
+from mmbert.mixture import Period, main_group
 from mmbert.trainer import Phase
 
 
@@ -37,9 +37,9 @@ class LanguageTemperature(Callback):
         self.planned += self.period.token_shares * seen.sum()
 
     def tau(self) -> float:
-        """tau of the group with the most languages: the one that the paper speaks of."""
-        sizes = [len(group.members) for group in self.groups]
-        return self.period.taus[sizes.index(max(sizes))]
+        """The last period's, of the group that the paper speaks of."""
+        taus = dict(zip((group.name for group in self.groups), self.period.taus, strict=True))
+        return taus[main_group(self.groups).name]
 
     def state_dict(self) -> dict[str, Any]:
         """Tokens of every stream so far, by name."""

@@ -21,7 +21,7 @@ from mmbert.clock import batch_sizes
 from mmbert.config import RunConfig, load_config
 from mmbert.data import PhaseData
 from mmbert.ledger import Event, Ledger, RunHistory, StepRecord, read_ledger
-from mmbert.ledger_audit import audit, extra_rows, main, planned_places, replay, rolled_back
+from mmbert.ledger_audit import Saved, audit, compare, extra_rows, main, planned_places, replay, rolled_back
 from mmbert.mixture import Group, Integers, Plan
 from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes, Schedule
@@ -239,6 +239,13 @@ def test_rows_lost_and_rows_read_twice_are_counted(run: Path) -> None:
     assert table["steps with other rows than planned"] == "2"
 
 
+def test_rows_lost_and_rows_read_twice_are_faults_without_a_plan_too(run: Path) -> None:
+    assert compare(read_ledger(run), Saved.open(run), None).faults == []
+    rewrite(run, lambda lines: (add("num_rows", 10, 3)(lines), add("num_rows", 20, -1)(lines)))
+    found = compare(read_ledger(run), Saved.open(run), None)
+    assert found.faults == ["1 rows are in no step", "3 rows were read more than once"]
+
+
 def test_many_faults_of_one_kind_do_not_hide_another(run: Path) -> None:
     def change(lines: list[Line]) -> None:
         for step in range(1, 20):
@@ -404,8 +411,8 @@ def test_the_program_prints_a_table_and_fails_on_faults(run: Path, capsys: pytes
 
 
 def test_the_csv_has_every_step_once(run: Path, tmp_path: Path) -> None:
-    main([str(run), "--csv", str(tmp_path / "steps.csv")])
-    rows = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    main([str(run), "--csv", str(tmp_path / "new" / "steps.csv")])
+    rows = list(csv.DictReader((tmp_path / "new" / "steps.csv").open()))
     steps = read_ledger(run).steps
     assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
     assert [float(row["loss"]) for row in rows] == [one.loss for one in steps]

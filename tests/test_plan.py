@@ -124,6 +124,13 @@ def test_checkpoints_that_stay_are_those_that_pruning_leaves(tmp_path: Path, kee
     assert checkpoints_that_stay(saved, keep, keep_every) == (len(step_folders(tmp_path)), most)
 
 
+def test_an_interval_without_its_unit_saves_every_step_and_is_counted_at_once() -> None:
+    saved = saves(duration=10**12, interval=100, step_tokens=4_000_000.5)
+    assert len(saved) == 250_000
+    assert saved[:2] == [4_000_000, 8_000_001]
+    assert checkpoints_that_stay(saved, 2, 100) == (250_000, 250_000)
+
+
 @pytest.mark.parametrize("name", ["phase1", "phase2", "phase3-all", "small/phase1", "demo/phase3"])
 def test_the_plan_has_the_steps_and_rates_of_the_recipes_tables(name: str) -> None:
     config = load_config(f"yamls/{name}.yaml")
@@ -219,6 +226,19 @@ def test_what_training_refuses_of_rows_that_are_there_is_an_error_of_the_plan(co
     assert "is another than the one that made the rows" in errors(f"tokenizer={tmp_path}")
 
 
+def test_a_last_step_behind_duration_is_no_break_of_max_repeats(corpus: Corpus, tmp_path: Path) -> None:
+    write_yamls(tmp_path, corpus)
+
+    def said(max_repeats: str) -> str:
+        changes = [f"data.mixture.small.max_repeats={max_repeats}", "data.mixture.small.tau=0"]
+        changes += ["data.mixture.small.share=0.99", "data.mixture.large.share=0.01", "duration=9850"]
+        return texts(plan_chain([str(tmp_path / "phase3.yaml")], changes, None, None), "warning")
+
+    assert "small: 2 of 2 streams read more than 5 times (laf" in said("null")
+    assert "read more" not in said("7")
+    assert "the last step ends 1." in said("7")
+
+
 def texts(chain: Chain, level: str) -> str:
     return "\n".join(finding.text for finding in chain.findings if finding.level == level)
 
@@ -286,6 +306,12 @@ def test_a_phase_is_held_against_its_parent(tmp_path: Path, key: str, value: str
     assert said in texts(plan_chain(["yamls/phase1.yaml", str(path)], [], None, H100), level)
 
 
+def test_a_parent_that_is_not_given_is_looked_for_in_the_run_root_that_is() -> None:
+    chain = plan_chain(["yamls/phase2.yaml"], ["run_root=elsewhere"], None, H100)
+    assert "as many tokens a step as phase1, the same encoder, tokenizer and run_root" in texts(chain, "ok")
+    assert not texts(chain, "error")
+
+
 @pytest.mark.parametrize("record, made", [("import.json", "imported"), ("merge.json", "merged")])
 def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: Path, record: str, made: str) -> None:
     """It has no YAML, but a run folder, as import_from_hf and merge write it."""
@@ -306,6 +332,8 @@ def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: 
     state.write_text(json.dumps(first_state("published", model, "data/tokenizer-gemma2", "0")))
     assert f"the same encoder as {tmp_path}/published, which was {made}" in found("ok", "learning_rate.warmup=1B")
     assert f"warmup = 0, and its parent published was {made}" in found("warning", "learning_rate.warmup=0")
+    decay = "learning_rate={shape: one_minus_sqrt, warmup: 0, decay: 0, floor: 0.02}"  # it refuses a warm-up
+    assert "moments are zero, so take warmup_stable_decay and a warm-up" in found("warning", decay)
     assert "model.hidden_size was 768, is 384" in found("error", "model.hidden_size=384")
     assert "model.global_rope_theta was 160000.0, is 10000" in found("error", "model.global_rope_theta=10000")
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from mmbert.checkpoint import save_checkpoint
+from mmbert.checkpoint import newest_checkpoint, save_checkpoint
 from mmbert.config import OptimizerConfig
 from mmbert.evaluation import report as program
 from mmbert.evaluation.report_html import render_page
 from mmbert.evaluation.report_numbers import Report, build_report, entry_phases, report_as_json
 from mmbert.evaluation.report_summary import describe_change, summarise
 from mmbert.evaluation.run_records import read_phases
+from mmbert.file_contents import sha256_of
 from mmbert.optim import build_optimizer
 from mmbert.untrained_run import first_state
 
@@ -49,8 +50,21 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def write_evaluation(run_root: Path, phase: str, seed: int = 0) -> None:
     languages = {language: {"bits_per_byte": bits} for language, bits in BITS[phase].items()}
-    inputs = {"model": phase, "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": seed}}
+    model = {"model.safetensors": f"of {phase}"}
+    inputs = {"model": model, "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": seed}}
     write_json(run_root / phase / "bits_per_byte.json", {"languages": languages, "inputs": inputs})
+
+
+def write_conversion(run_root: Path, phase: str, difference: float) -> None:
+    """As convert_to_hf writes it, of the newest checkpoint."""
+    checkpoint = newest_checkpoint(run_root / phase)
+    record = {
+        "hf_max_logit_difference": difference,
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": sha256_of(checkpoint / "manifest.json"),
+        "model_sha256": f"of {phase}",
+    }
+    write_json(run_root / phase / "hf" / "conversion.json", record)
 
 
 def write_state(run_root: Path, phase: str, finished: bool = True) -> None:
@@ -83,7 +97,7 @@ def run_root(tmp_path: Path) -> Path:
     for phase in PHASES:
         write_state(tmp_path, phase)
         write_evaluation(tmp_path, phase)
-        write_json(tmp_path / phase / "hf" / "conversion.json", {"hf_max_logit_difference": DIFFERENCE[phase]})
+        write_conversion(tmp_path, phase, DIFFERENCE[phase])
     return tmp_path
 
 
@@ -240,10 +254,11 @@ def write_merged(run_root: Path, finished: bool = True) -> None:
     optimizer = build_optimizer(model, OptimizerConfig(1.0, (0.9, 0.95), 1e-8, 0.0), on_gpu=False)
     state = {**first_state("merged", {}, "tokenizer", "0"), "finished": finished}
     save_checkpoint(run_root / "merged", 0, model, optimizer, state)
-    inputs = {"model": "merged", "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": 0}}
+    weights = {"model.safetensors": "of merged"}
+    inputs = {"model": weights, "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": 0}}
     languages = {language: {"bits_per_byte": bits / 2} for language, bits in BITS["phase3"].items()}
     write_json(run_root / "merged" / "bits_per_byte.json", {"languages": languages, "inputs": inputs})
-    write_json(run_root / "merged" / "hf" / "conversion.json", {"hf_max_logit_difference": 1e-9})
+    write_conversion(run_root, "merged", 1e-9)
 
 
 def test_what_was_merged_stands_behind_the_phases_with_what_it_scores(run_root: Path) -> None:
@@ -266,6 +281,12 @@ def test_what_was_merged_stands_behind_the_phases_with_what_it_scores(run_root: 
     assert re.findall(r">([^<>]+)</td>", row[0]) == ["merged", "0", "yes", "0", "-", "-", "-", "1.0e-09"]
 
 
+def test_one_trained_phase_beside_what_was_merged_goes_nowhere(run_root: Path) -> None:
+    write_merged(run_root)
+    said = summarise(build_report(read_phases(run_root, ["merged", "phase3"])))[0]
+    assert said == "phase3 trained on 100 tokens of 4 languages, and ended at a tau of 0.3 and a mask rate of 5%."
+
+
 def test_a_phase_that_has_not_trained_yet_is_no_merge(run_root: Path) -> None:
     write_merged(run_root, finished=False)
     assert "has a checkpoint of 0 tokens; train the phase first" in fail_with(run_root, ["phase1", "merged"])
@@ -286,6 +307,15 @@ def test_a_missing_file_is_named_with_the_program_that_writes_it(run_root: Path)
 def test_a_phase_without_checkpoint_is_refused(run_root: Path) -> None:
     (run_root / "phase2" / "step-0000000001" / "manifest.json").unlink()
     assert "phase2" in fail_with(run_root)
+
+
+def test_a_score_of_an_earlier_checkpoint_is_not_told_as_a_finished_phases(run_root: Path) -> None:
+    write_state(run_root, "phase3")  # with weights that are not those of the conversion
+    said = fail_with(run_root)
+    assert "phase3/hf was converted from" in said
+    assert re.search(r"run .*convert_to_hf again, and then .*bits_per_byte$", said)
+    write_json(run_root / "phase3" / "hf" / "conversion.json", {"model_sha256": "of another", "checkpoint_sha256": ""})
+    assert "phase3/bits_per_byte.json was measured on another model than" in fail_with(run_root)
 
 
 def test_evaluations_of_other_rows_are_not_compared(run_root: Path) -> None:

@@ -86,9 +86,16 @@ def test_time_is_lost_from_a_save_to_the_start_that_goes_on_from_it() -> None:
         event("saved", 2, 20, 300.0), event("start", 3, 20, 350.0), event("saved", 3, 30, 400.0),
         event("start", 4, 20, 1000.0),
     ]  # fmt: skip
-    assert seconds_lost(events) == 30.0 + 50.0 + 700.0
+    assert seconds_lost(events) == 30.0 + 700.0  # the third attempt's 50 are in what the fourth lost
     assert seconds_lost(events[:1]) is None
     assert seconds_lost([Event("start", 1, 0, {}), Event("start", 2, 0, {})]) is None
+
+
+def test_time_that_several_attempts_lost_from_one_save_counts_once() -> None:
+    starts = [event("start", attempt, 10, 100.0 * attempt) for attempt in (2, 3, 4)]
+    assert seconds_lost([event("start", 1, 0, 0.0), event("saved", 1, 10, 100.0), *starts]) == 300.0
+    again = [event("start", attempt, 0, 100.0 * attempt) for attempt in (1, 2, 3)]
+    assert seconds_lost(again) == 200.0
 
 
 def write_events(folder: Path) -> None:

@@ -12,7 +12,7 @@ from mmbert.file_contents import sha256_of
 from mmbert.ledger import last_step, read_ledger
 from mmbert.merge import main as merge
 from mmbert.stages import Stage, is_newer, stages
-from mmbert.status import Job, progress, table
+from mmbert.status import Job, progress, queued_jobs, table
 from mmbert.status import main as status
 from tests.conftest import PHASES, Corpus, Finished
 from tests.tiny_runs import save_run
@@ -122,6 +122,15 @@ def test_the_status_of_a_chain_with_a_merge_tells_it_as_what_reads_a_model(
     assert rows == [[name, "not", "queued"] for name in ("phase1", "merged", "phase1-hf", "merged-hf")]
 
 
+def test_a_slurm_that_does_not_answer_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\nprintf 'no controller\\nfatal\\n' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(OSError, match=r"^squeue: no controller fatal$"):
+        queued_jobs()
+
+
 def test_stages_stand_behind_what_they_need(untrained: Path) -> None:
     seen: set[str] = set()
     for stage in stages(yamls(untrained, *PHASES), [VALIDATION]):
@@ -131,10 +140,15 @@ def test_stages_stand_behind_what_they_need(untrained: Path) -> None:
 
 def test_as_much_is_evaluated_as_the_validation_reads(untrained: Path) -> None:
     for rows, expected in (("", ()), (", rows: 3", ("--rows", "3"))):
-        *_, bits, _ = stages(yamls(untrained, "phase1"), [VALIDATION.replace("}", rows + "}")])
+        *_, bits = stages(yamls(untrained, "phase1"), [VALIDATION.replace("}", rows + "}")])
         assert bits.name == "phase1-bits"
         place = bits.arguments.index("--source") + 2
         assert bits.arguments[place : place + len(expected) + 1] == (*expected, "--output")
+
+
+def test_one_evaluation_has_nothing_to_be_compared_with_and_no_report(untrained: Path) -> None:
+    names = [stage.name for stage in stages(yamls(untrained, "phase1"), [VALIDATION])]
+    assert names == ["phase1", "phase1-hf", "phase1-bits"]
 
 
 def test_held_out_rows_in_an_object_store_are_refused_before_anything_is_queued(untrained: Path) -> None:

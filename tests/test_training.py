@@ -49,6 +49,15 @@ def test_a_phase_has_its_own_numbers_from_its_very_first_step(finished: tuple[Pa
     assert step["rows"] == [0, 1]
 
 
+def test_a_phases_tau_is_that_of_its_largest_group_of_languages(corpus: Corpus, tmp_path: Path) -> None:
+    """As in the paper's phase 1, where the small Wikipedia group has one language more than FineWeb2's."""
+    write_yamls(tmp_path, corpus)
+    wide = "data.mixture.wide={source: invented, languages: [lac, lad, lae], share: 0.1}"
+    arguments = [tmp_path / "phase1.yaml", "duration=1000", wide, "data.mixture.large.share=0.9"]
+    assert train(arguments, tmp_path / "phase1.jsonl").exit_code == 0
+    assert read_state(newest_checkpoint(tmp_path / "runs" / "phase1"))["tau"] == 0.7
+
+
 def test_weights_and_moments_carry_over_to_the_next_phase(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
 ) -> None:

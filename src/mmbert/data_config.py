@@ -107,8 +107,11 @@ def check_data(data: DataConfig, heldout_root: str | None) -> None:
     """
     groups = data.groups()
     for name, group in groups.items():
-        if group.share < 0:
-            raise ValueError(f"data.mixture.{name}.share = {group.share:g} must be at least 0")
+        if not group.share > 0:
+            raise ValueError(
+                f"data.mixture.{name}.share = {group.share:g} must be above 0; data.mixture.{name}: null leaves the "
+                "group out"
+            )
         if min(group.tau.values()) < 0:
             raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
         if group.max_repeats is not None and not group.max_repeats > 0:

@@ -343,7 +343,9 @@ def compare(history: RunHistory, saved: Saved, planned: Planned | None) -> Audit
         ("steps without an update", f"{sum(skipped.values()):,}{reasons}"),
         ("steps rolled back", f"{int(rolled_back(history).sum()):,}"),
     ]
-    if planned is None:
+    if planned is None:  # which would name the steps
+        counts = ((lost, "are in no step"), (doubled, "were read more than once"))
+        faults += [f"{number:,} rows {what}" for number, what in counts if number]
         return Audit(table, faults, lost, doubled, None, None)
     # Steps beyond stand behind missing ones; the plan is not walked to a number that a broken disk made.
     near = steps[steps <= saved.state["step"] + len(steps)]
@@ -373,6 +375,7 @@ def write_csv(history: RunHistory, path: Path) -> None:
     for record, undone in zip(history.steps, rolled_back(history), strict=True):
         taus = [record.taus.get(group) for group in groups]
         writer.writerow([*(getattr(record, column) for column in columns), int(undone), *taus])
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.getvalue().encode())
 
 

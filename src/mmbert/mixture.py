@@ -36,6 +36,11 @@ class Group:
     languages: Sequence[str] = ()
 
 
+def main_group(groups: Sequence[Group]) -> Group:
+    """The one whose tau stands for the phase's, as in the paper: the largest share, of those with several languages."""
+    return max(groups, key=lambda group: (len(group.members) > 1, group.share))
+
+
 @dataclass(frozen=True)
 class Mixture:
     """What a period is to hold.

@@ -1,8 +1,8 @@
 """The jobs of a chain of phases, in an order in which they can run: python -m mmbert.stages CONFIG ... [key=value ...]
 
 Each phase is trained, converted, and evaluated where it names a `validation`; a merge is made where a phase would be
-trained; a report is the last. One line a stage, for slurm/all_phases.sh: name, result, `done` or `todo`, the stages
-that it needs, and the arguments of Python, between tabs.
+trained; a report, of two evaluations or more, is the last. One line a stage, for slurm/all_phases.sh: name, result,
+`done` or `todo`, the stages that it needs, and the arguments of Python, between tabs.
 """
 import argparse
 from collections.abc import Sequence
@@ -157,7 +157,7 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
         found += [converted, *evaluation(config, converted)]
     evaluated = [stage for stage in found if stage.result.name == "bits_per_byte.json"]
     phases = [config.name for config in configs if config.validation]
-    return [*found, report(roots[0], phases, evaluated)] if evaluated else found
+    return [*found, report(roots[0], phases, evaluated)] if len(evaluated) > 1 else found
 
 
 def load_all(paths: Sequence[str], overrides: Sequence[str]) -> list[AnyConfig]:

@@ -39,7 +39,7 @@ def queued_jobs() -> dict[str, Job]:
     command = ["squeue", "--me", "--noheader", "--format=%A|%T|%r|%k"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise OSError(f"squeue: {result.stderr.strip()}")
+        raise OSError(f"squeue: {' '.join(result.stderr.split())}")
     rows = [line.split("|", 3) for line in result.stdout.splitlines()]
     return {comment: Job(*values) for *values, comment in rows}
 

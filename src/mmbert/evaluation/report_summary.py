@@ -51,10 +51,12 @@ def summarise_training(report: Report) -> list[str]:
     first, last = report.trained[0], report.trained[-1]
     languages = sum(count > 0 for count in report.tokens_per_language.values())
     tokens = sum(phase.tokens for phase in report.trained)
+    what = f"trained on {tokens:,} tokens of {count_languages(languages)}"
+    if first is last:
+        return [f"{first.name} {what}, and ended at a tau of {first.tau:g} and a mask rate of {first.mask_rate:.0%}."]
     return [
-        f"{len(report.trained)} phases trained on {tokens:,} tokens of {count_languages(languages)}. From {first.name} "
-        f"to {last.name} tau went from {first.tau:g} to {last.tau:g} and the mask rate from {first.mask_rate:.0%} to "
-        f"{last.mask_rate:.0%}."
+        f"{len(report.trained)} phases {what}. From {first.name} to {last.name} tau went from {first.tau:g} to "
+        f"{last.tau:g} and the mask rate from {first.mask_rate:.0%} to {last.mask_rate:.0%}."
     ]
 
 

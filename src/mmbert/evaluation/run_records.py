@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.checkpoint import newest_checkpoint, read_state
+from mmbert.file_contents import sha256_of
 from mmbert.json_files import read_json
 from mmbert.streams import language_of
 
@@ -70,13 +71,26 @@ def read_phase(folder: Path, evaluation: dict[str, Any]) -> PhaseRecord:
         evaluation: content of its bits_per_byte.json.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or broken, or the phase has not trained on anything yet.
+        FileNotFoundError, ValueError: a file is missing or broken, the phase has not trained on anything yet, or what
+            was evaluated is not what it ended with.
     """
-    state = read_state(newest_checkpoint(folder))
+    checkpoint = newest_checkpoint(folder)
+    state = read_state(checkpoint)
     is_trained = state["tokens"] > 0
     if not is_trained and not state["finished"]:
         raise ValueError(f"{folder} has a checkpoint of 0 tokens; train the phase first")
     conversion = read_json(folder / "hf" / "conversion.json", CONVERT)
+    if conversion["model_sha256"] != evaluation["inputs"]["model"]["model.safetensors"]:
+        raise ValueError(
+            f"{folder / 'bits_per_byte.json'} was measured on another model than {folder / 'hf'}; run {BITS_PER_BYTE} "
+            "again"
+        )
+    # While a phase trains there is always a newer checkpoint; that its numbers are of an earlier one is told.
+    if state["finished"] and conversion["checkpoint_sha256"] != sha256_of(checkpoint / "manifest.json"):
+        raise ValueError(
+            f"{folder / 'hf'} was converted from {conversion['checkpoint']}, which is not {checkpoint} as it is now; "
+            f"run {CONVERT} again, and then {BITS_PER_BYTE}"
+        )
     tokens = sum_by_language(state["tokens_per_stream"])
     return PhaseRecord(
         name=folder.name,

@@ -40,16 +40,19 @@ def plan_chain(
     if all(config.device == "cpu" for config in configs):
         hardware = None
     pairs = zip(paths, configs, strict=True)
-    plans = [plan_phase(path, config, find_parent(path, config, configs), table) for path, config in pairs]
+    plans = [plan_phase(path, config, find_parent(path, config, configs, overrides), table) for path, config in pairs]
     findings = [finding for plan in plans for finding in judge(plan, hardware)]
     chains = [slice(i, i + 1) for i in range(len(plans))] if apart else [slice(None)]
     findings += [finding for part in chains for finding in judge_chain(plans[part])]
     return Chain(tuple(plans), hardware, tuple(findings))
 
 
-def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig]) -> RunConfig | None:
+def find_parent(
+    path: str, config: RunConfig, given: Sequence[RunConfig], overrides: Sequence[str]
+) -> RunConfig | None:
     """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file.
 
+    Of the overrides the one beside takes `run_root` alone, where the phase will look for it.
     A merge's YAML says nothing of a model; what was merged is found by its run folder (`untrained_texts`).
     """
     for other in given:
@@ -58,5 +61,5 @@ def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig]) -> Run
     beside = Path(path).with_name(f"{config.parent}.yaml")
     if config.parent is None or not beside.is_file() or is_merge(read_yaml(beside)):
         return None
-    found = load_config(beside)
+    found = load_config(beside, [override for override in overrides if override.startswith("run_root=")])
     return found if found.name == config.parent else None

@@ -106,12 +106,11 @@ def language_texts(plan: PhasePlan) -> Texts:
     texts: Texts = []
     for name, group in plan.config.data.groups().items():
         lines = [line for line in plan.lines if line.group == name]
-        limit = group.max_repeats or REPEATS
-        often = sorted((line for line in lines if (line.repeats or 0.0) > limit * (1 + 1e-3)),
+        often = sorted((line for line in lines if (line.repeats or 0.0) > REPEATS * (1 + 1e-3)),
                        key=lambda line: -(line.repeats or 0.0))  # fmt: skip
-        if often:
+        if often and group.max_repeats is None:  # which the plan keeps to, but for what the last step has too many
             worst = ", ".join(f"{line.language} {line.repeats:.3g}" for line in often[:3])
-            texts.append(("warning", f"{name}: {len(often)} of {len(lines)} streams read more than {limit:g} times "
+            texts.append(("warning", f"{name}: {len(often)} of {len(lines)} streams read more than {REPEATS:g} times "
                                      f"({worst}); lower the share or set max_repeats"))  # fmt: skip
         never = [line.language for line in lines if (line.rows or 0.0) < 1.0]
         if never:
@@ -268,7 +267,8 @@ def untrained_texts(plan: PhasePlan) -> Texts:
     texts: Texts = []
     if changed := encoder_changes(model, asdict(config.model), SHAPES):
         texts.append(("error", f"another encoder than that of {folder}, which was {made}: {'; '.join(changed)}"))
-    if not config.learning_rate.warmup:
+    if not (rate := config.learning_rate).warmup:
+        remedy = "give a warm-up" if rate.shape == "warmup_stable_decay" else "take warmup_stable_decay and a warm-up"
         texts.append(("warning", f"learning_rate.warmup = 0, and its parent {config.parent} was {made}: its moments "
-                                 "are zero, so give a warm-up"))  # fmt: skip
+                                 f"are zero, so {remedy}"))  # fmt: skip
     return texts or [("ok", f"the same encoder as {folder}, which was {made}; a warm-up, for its moments are zero")]

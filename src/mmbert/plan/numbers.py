@@ -1,5 +1,6 @@
 """The arithmetic of a plan: steps, parameters, bytes and checkpoints. Pure functions of numbers."""
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -103,9 +104,13 @@ def memory(model: ModelConfig, microbatch_tokens: int, mask_rate: float, gpus: i
 
 def saves(duration: int, interval: int, step_tokens: float) -> list[int]:
     """Tokens at the end of every step that saves a checkpoint: the first behind each multiple, and the last."""
-    moments = (min(ceil(moment / step_tokens) * step_tokens, ceil(duration / step_tokens) * step_tokens)
-               for moment in range(interval, duration + interval, interval))  # fmt: skip
-    return sorted({round(moment) for moment in moments})
+    last = ceil(duration / step_tokens)
+    if interval < step_tokens:  # all; an interval without its unit, `100` for 100M, would have billions of multiples
+        steps: Iterable[int] = range(1, last + 1)
+    else:
+        multiples = range(interval, duration + interval, interval)
+        steps = sorted({min(ceil(multiple / step_tokens), last) for multiple in multiples})
+    return [round(step * step_tokens) for step in steps]
 
 
 def checkpoints_that_stay(saved: Sequence[int], keep: int, keep_every: int | None) -> tuple[int, int]:
@@ -119,5 +124,5 @@ def checkpoints_that_stay(saved: Sequence[int], keep: int, keep_every: int | Non
             milestones.append(number)
         before = tokens
         most = max(most, lasting + 1)
-        lasting = min(keep, number + 1) + sum(milestone <= number - keep for milestone in milestones)
+        lasting = min(keep, number + 1) + bisect_right(milestones, number - keep)
     return lasting, most

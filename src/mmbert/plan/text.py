@@ -3,6 +3,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from mmbert.mixture import main_group
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import (
     assumption,
@@ -41,9 +42,8 @@ def chain_rows(chain: Chain) -> list[list[str]]:
         stay, _ = plan.checkpoints
         row = [config.name, quantity(config.duration), f"{plan.steps:,}"]
         row += [f"{config.global_train_batch_size:,} x {config.max_seq_len:,}", f"{config.optimizer.lr:g}"]
-        # the one that the paper speaks of
-        tau = max(plan.groups, key=lambda group: (len(group.members) > 1, group.share)).tau
-        row += [path_of(config.mask_rate), path_of(tau), f"{config.model.global_rope_theta:,.0f}"]
+        row += [path_of(config.mask_rate), path_of(main_group(plan.groups).tau)]
+        row += [f"{config.model.global_rope_theta:,.0f}"]
         row += [gigabytes(stay * plan.checkpoint_bytes)]
         if hardware:
             seconds = plan.seconds(hardware)

@@ -4,6 +4,7 @@ N steps, B stretches of the phase, S streams.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -180,19 +181,23 @@ def by_part(names: Sequence[str], parts: Sequence[str], values: Floats) -> Float
 
 
 def seconds_lost(events: Sequence[Event]) -> float | None:
-    """Wall time from each save that an attempt goes on from to that attempt's start; None if not known of any.
+    """Wall time between the saves that attempts go on from and their starts; None if not known of any.
 
     An attempt that begins at step 0 lost all since the run's first start. Both what was done again and what passed
-    until the restart are in it.
+    until the restart are in it. What several attempts lost, as from one save, counts once.
     """
-    lost: list[float] = []
+    lost: list[tuple[float, float]] = []
     moments: dict[int, float] = {}  # step -> when it was saved
     for event in events:
         time = event.values.get("time")
         if type(time) not in (int, float):
             continue
         if event.name == "start" and event.step in moments:
-            lost.append(float(time) - moments[event.step])  # type: ignore[arg-type]
+            lost.append((moments[event.step], float(time)))  # type: ignore[arg-type]
         if event.name == "saved" or (event.name == "start" and not event.step and not moments):
             moments[event.step] = float(time)  # type: ignore[arg-type]
-    return sum(lost) if lost else None
+    total, counted = 0.0, -inf
+    for begin, end in sorted(lost):
+        total += max(0.0, end - max(begin, counted))
+        counted = max(counted, end)
+    return total if lost else None
