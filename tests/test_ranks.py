@@ -29,13 +29,13 @@ def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
             "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         torch.set_num_threads(1)
-        if torch.distributed.is_initialized():  # by another test, before this process was forked
-            torch.distributed.destroy_process_group()
         ranks = Ranks.connect("cpu", hang_minutes=0.5)
         result = action(ranks)
         ranks.any(False)  # rank 0 has the store by which they meet: it must not end before all are there
         (folder / f"{rank}.json").write_text(json.dumps(result))
 
+    if torch.distributed.is_initialized():  # by another test; a fork lacks the threads that this takes
+        torch.distributed.destroy_process_group()
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
     for process in processes:
         process.start()
