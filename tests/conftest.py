@@ -46,6 +46,13 @@ def figures(request: pytest.FixtureRequest) -> dict[str, float]:
     return request.node.stash.setdefault(FIGURES, {})
 
 
+@pytest.fixture
+def no_process_group() -> None:
+    """The process group that training in a test before left here is gone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Folders of the session's corpus; rows of 64 and of 128 tokens."""

@@ -67,13 +67,12 @@ def test_all_layers_share_two_graphs_whatever_the_documents(graphs: list[torch.f
         assert own.grad.equal(expected.grad)
 
 
+@pytest.mark.usefixtures("no_process_group")
 def test_the_layers_of_a_rank_share_two_graphs_too(
     made: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left to itself, torch would cut them where DDP's buckets of gradients end."""
     monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
-    if torch.distributed.is_initialized():  # by Composer, in a test before
-        torch.distributed.destroy_process_group()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         with torch._dynamo.config.patch(optimize_ddp=True):  # torch's own choice

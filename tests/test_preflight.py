@@ -3,17 +3,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from mmbert.config import load_config
 from mmbert.launch import free_port
 from mmbert.preflight import checks
-from mmbert.preflight.__main__ import main
+from mmbert.preflight.__main__ import main, preflight
 from mmbert.preflight.meeting import Place
 from mmbert.preflight.report import CLOCK_SECONDS, Report, judge
 from tests.conftest import Corpus
 from tests.training_runs import prepare
+
+pytestmark = pytest.mark.usefixtures("no_process_group")
 
 
 @pytest.fixture
@@ -90,13 +94,16 @@ def test_a_disk_without_room_for_the_checkpoints_is_named(
     assert "are needed for checkpoints" in refused([str(yaml), "checkpoint.keep=1000000000000"], capfd)
 
 
-def test_a_port_that_is_taken_is_named() -> None:
+def test_a_port_that_is_taken_is_named(yaml: Path) -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(OSError, match=f"port {port} is not free"):
             checks.check_port(Place(0, 1, 0, 1, "127.0.0.1", port))
+        with pytest.raises(OSError, match=f"port {port} is not free"):
+            preflight(load_config(yaml), Place(0, 1, 0, 1, "127.0.0.1", port), 0, 1.0)
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}  # it would end this process
     checks.check_port(Place(0, 1, 0, 1, "127.0.0.1", port))
 
 

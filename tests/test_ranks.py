@@ -14,6 +14,8 @@ from torch import nn
 
 from mmbert.ranks import Ranks, weights_digest
 
+pytestmark = pytest.mark.usefixtures("no_process_group")  # a fork lacks the threads that ending one takes
+
 WORLD = 3
 
 
@@ -34,8 +36,6 @@ def with_ranks(action: Callable[[Ranks], Any], folder: Path) -> list[Any]:
         ranks.any(False)  # rank 0 has the store by which they meet: it must not end before all are there
         (folder / f"{rank}.json").write_text(json.dumps(result))
 
-    if torch.distributed.is_initialized():  # by another test; a fork lacks the threads that this takes
-        torch.distributed.destroy_process_group()
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(WORLD)]
     for process in processes:
         process.start()

@@ -29,17 +29,19 @@ def preflight(config: RunConfig, place: Place, gpus: int, seconds: float) -> lis
     """
     watchdog = Watchdog(seconds + 15)  # for what has no limit of its own, a file system that hangs, say
     watchdog.start()
-    if place.rank == 0:
-        check_port(place)
-    meeting = Meeting(place, seconds)
-    report = Report(node_name(), look(config, place, gpus), versions())
-    watchdog.beat(f"rank {place.rank}: comparing with the others")
-    faults = exchange(meeting, report, Path(config.run_root))
-    for backend in [] if faults else (["gloo", "nccl"] if on_gpus(config, gpus) else ["gloo"]):
-        watchdog.beat(f"rank {place.rank}: adding up over {backend}")
-        add_up(place, meeting, backend)
-    meeting.close()
-    watchdog.stop()
+    try:
+        if place.rank == 0:
+            check_port(place)
+        meeting = Meeting(place, seconds)
+        report = Report(node_name(), look(config, place, gpus), versions())
+        watchdog.beat(f"rank {place.rank}: comparing with the others")
+        faults = exchange(meeting, report, Path(config.run_root))
+        for backend in [] if faults else (["gloo", "nccl"] if on_gpus(config, gpus) else ["gloo"]):
+            watchdog.beat(f"rank {place.rank}: adding up over {backend}")
+            add_up(place, meeting, backend)
+        meeting.close()
+    finally:
+        watchdog.stop()
     return faults
 
 
