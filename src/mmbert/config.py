@@ -43,7 +43,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
-            if key not in ("attention", "attn_out_dropout") and not value > 0:  # neither is NaN above 0
+            if key not in ("attention", "attn_out_dropout") and value <= 0:
                 raise ValueError(f"{key} = {value} must be above 0")
         if not 0 <= self.attn_out_dropout <= 1:
             raise ValueError(f"attn_out_dropout = {self.attn_out_dropout} must lie in [0, 1]; 10% is 0.1")

@@ -2,7 +2,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from math import inf
 from pathlib import Path
 
 from mmbert.config import MERGE_METHODS, ValidationConfig, build_config, read_yaml
@@ -36,11 +35,11 @@ class TiesConfig:
         if self.base in self.runs:
             raise ValueError(f"runs: {self.base} is the base; take it out, for it has changed nothing")
         for entry, weight in self.runs.items():
-            if not 0 < weight < inf:
+            if weight <= 0:
                 raise ValueError(f"runs.{entry} = {weight} must be a number above 0; take out what shall not count")
         if not 0 < self.density <= 1:
             raise ValueError(f"density = {self.density} must be above 0 and at most 1, which trims nothing")
-        if not 0 < self.scale < inf:
+        if self.scale <= 0:
             raise ValueError(f"scale = {self.scale} must be a number above 0; 1 adds what was merged as it is")
 
 

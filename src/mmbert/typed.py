@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
+from math import isfinite
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -113,12 +114,14 @@ def one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 
 
 def scalar(hint: Any, value: Any, path: str) -> Any:
-    """A bool, int, float or str; an int is a float, nothing else changes its type."""
+    """A bool, int, finite float or str; an int is a float, nothing else changes its type."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         name = getattr(hint, "__name__", str(hint))
         raise ValueError(f"{path} = {value!r} must be of type {name}{remedy(hint, value)}")
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{path} = {value!r} must be a finite number")
     return value
 
 
