@@ -73,15 +73,15 @@ class Phase:
         check_open_files(config)
         if config.device == "gpu" and not torch.cuda.is_available():
             raise ValueError("device = gpu, but torch finds no GPU here: write device: cpu, or mend the driver")
-        on_gpu = device_of(config) == "gpu"
-        if on_gpu:
+        device = device_of(config)
+        if device == "gpu":
             check_c_compiler()
-        check_kernel(config.model.attention, "cuda" if on_gpu else "cpu", config.precision)
         tokenizer = load_tokenizer(Path(config.tokenizer))
         remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
         tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
-        ranks = Ranks.connect(device_of(config), config.hang_minutes)
+        ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
+        check_kernel(config.model.attention, "cuda" if device == "gpu" else "cpu", config.precision)
         locks: list[RunLock] = []
 
         def take_folder() -> None:
