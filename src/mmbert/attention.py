@@ -114,7 +114,19 @@ def _send(x: Tensor, device: torch.device) -> Tensor:
 def resolve_kernel(name: Kernel | Literal["auto"], device: str) -> Kernel:
     """Turn the configuration's `attention` into the kernel that serves on a device; log it once, with the reason.
 
+    Args, Raises:
+        See choose_kernel.
+    """
+    kernel, reason = choose_kernel(name, device)
+    log.info("attention: %s on %s runs the kernel %s (%s)", name, device, kernel, reason)
+    return kernel
+
+
+def choose_kernel(name: Kernel | Literal["auto"], device: str) -> tuple[Kernel, str]:
+    """The kernel, and why it is this one.
+
     Args:
+        name: the configuration's `attention`.
         device: its torch.device's type.
 
     Raises:
@@ -129,9 +141,7 @@ def resolve_kernel(name: Kernel | Literal["auto"], device: str) -> Kernel:
         obstacle = _obstacle(kernel)
         if obstacle is None:
             reason = "; ".join(refused) or ("the first choice" if on_gpu else "no GPU")
-            reason = reason if name == "auto" else "as asked"
-            log.info("attention: %s on %s runs the kernel %s (%s)", name, device, kernel, reason)
-            return kernel
+            return kernel, reason if name == "auto" else "as asked"
         refused.append(f"{kernel}: {obstacle}")
     remedy = "or set attention: cpu (plain torch, slower)"
     raise ValueError(f"attention: {name} cannot run on {device}: {'; '.join(refused)}; {remedy}")
@@ -143,7 +153,7 @@ def check_kernel(name: Kernel | Literal["auto"], device: str, precision: str) ->
     Raises:
         ValueError: no kernel can run there, or not in that precision.
     """
-    kernel = resolve_kernel(name, device)
+    kernel, _ = choose_kernel(name, device)
     if kernel != "cpu" and precision == "fp32":
         raise ValueError(
             f"precision = fp32: attention: {kernel} has none; write precision: amp_bf16, or model.attention: cpu "
