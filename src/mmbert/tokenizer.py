@@ -164,14 +164,9 @@ def adopt_tokenizer(source: Path, target: Path) -> Tokenizer:
         ValueError: the file is broken, it has no token for one of the five roles, or one for two of them.
         FileExistsError: `target` exists with other content.
     """
-    path = source / "tokenizer.json"
-    if source.is_dir() and not path.is_file():
-        raise FileNotFoundError(
-            f"{source} holds no tokenizer.json; of transformers, AutoTokenizer.from_pretrained(SOURCE)"
-            ".save_pretrained(OTHER) writes one"
-        )
-    _, spec = _read(source, path.name)
-    return save_tokenizer(spec, target, path, _source_tokens(source, spec))
+    remedy = "of transformers, AutoTokenizer.from_pretrained(SOURCE).save_pretrained(OTHER) writes one"
+    _, spec = _read(source, "tokenizer.json", remedy)
+    return save_tokenizer(spec, target, source / "tokenizer.json", _source_tokens(source, spec))
 
 
 def save_tokenizer(
@@ -285,12 +280,12 @@ def _template(ids: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _read(folder: Path, name: str) -> tuple[bytes, dict[str, Any]]:
-    """A file's bytes, and the JSON object in them."""
+def _read(folder: Path, name: str, remedy: str = REMEDY) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes, and the JSON object in them; `remedy` is for the error that there is no such file."""
     if not folder.is_dir():
         raise FileNotFoundError(f"tokenizer folder {folder} does not exist{seen_from(folder)}")
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"tokenizer folder {folder} holds no {name}; {REMEDY}")
+        raise FileNotFoundError(f"tokenizer folder {folder} holds no {name}; {remedy}")
     content = (folder / name).read_bytes()
     return content, parse_object(content, folder / name, "copy the tokenizer's files anew")
 
