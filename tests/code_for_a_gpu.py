@@ -3,8 +3,8 @@
     python -m tests.code_for_a_gpu 90
 
 Layers are traced on the CPU, their graphs moved, and torch's compiler and Triton make machine code of these, which
-nothing runs. Prints for each graph whether it is a backward one, and how often each of its kernels computes erf. So are
-the head's kernel, and FlashAttention-4 where it is installed. A process of its own, for it changes torch.
+nothing runs; the head's kernel, too, and FlashAttention-4 where it is installed. Prints for each graph whether it is a
+backward one, and how often each of its kernels computes erf. A process of its own, for it changes torch.
 """
 import copy
 import json
@@ -33,7 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmbert import head_kernel, model
-from mmbert.attention import PACKAGES, Packing, _package_obstacle, varlen_attention
+from mmbert.attention import Packing, _obstacle, varlen_attention
 from mmbert.config import ModelConfig
 
 GPU = torch.device("cuda", 0)
@@ -157,7 +157,7 @@ def compile_flash_attention_4(capability: int) -> None:
         "FLASH_ATTENTION_ARCH": f"sm_{capability}", "CUTE_DSL_ARCH": f"sm_{capability}a",
         "FLASH_ATTENTION_NUM_SMS": "132",
     }  # fmt: skip
-    if _package_obstacle(*PACKAGES["flash_attn_4"]):
+    if _obstacle("flash_attn_4"):
         return
     with FakeTensorMode():
         qkv = torch.empty(2048, 3, 6, 64, dtype=torch.bfloat16, device=GPU, requires_grad=True)

@@ -226,10 +226,10 @@ def test_what_the_first_batch_would_refuse_is_refused_before_a_run_begins(
     with pytest.raises(ValueError, match="attention: flash_attn needs a GPU"):
         Phase.open(load_config(tmp_path / "phase1.yaml", ["model.attention=flash_attn"]))
     monkeypatch.setattr(attention, "_obstacle", lambda kernel: None)
-    check_kernel("auto", "cuda", "amp_bf16")
-    check_kernel("cpu", "cuda", "fp32")
+    check_kernel("auto", True, "amp_bf16")
+    check_kernel("cpu", True, "fp32")
     with pytest.raises(ValueError, match="precision = fp32: attention: flash_attn has none; write precision: amp"):
-        check_kernel("auto", "cuda", "fp32")
+        check_kernel("auto", True, "fp32")
 
 
 @pytest.mark.parametrize("kernel", GPU_KERNELS)

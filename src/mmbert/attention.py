@@ -147,13 +147,13 @@ def choose_kernel(name: Kernel | Literal["auto"], device: str) -> tuple[Kernel, 
     raise ValueError(f"attention: {name} cannot run on {device}: {'; '.join(refused)}; {remedy}")
 
 
-def check_kernel(name: Kernel | Literal["auto"], device: str, precision: str) -> None:
+def check_kernel(name: Kernel | Literal["auto"], on_gpu: bool, precision: str) -> None:
     """Refuse before a run begins what its first batch would refuse.
 
     Raises:
         ValueError: no kernel can run there, or not in that precision.
     """
-    kernel, _ = choose_kernel(name, device)
+    kernel, _ = choose_kernel(name, "cuda" if on_gpu else "cpu")
     if kernel != "cpu" and precision == "fp32":
         raise ValueError(
             f"precision = fp32: attention: {kernel} has none; write precision: amp_bf16, or model.attention: cpu "

@@ -81,7 +81,7 @@ class Phase:
         tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
-        check_kernel(config.model.attention, "cuda" if device == "gpu" else "cpu", config.precision)
+        check_kernel(config.model.attention, device == "gpu", config.precision)
         locks: list[RunLock] = []
 
         def take_folder() -> None:

@@ -164,13 +164,12 @@ def faults_of(checks: Iterable[Callable[[], None]]) -> list[str]:
 def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
     """Every fault that this rank can find alone."""
     checks: list[Callable[[], None]] = [lambda: check_rows(config, place)]
-    if on_gpus(config, gpus):
+    if on_gpu := on_gpus(config, gpus):
         checks += [lambda: check_gpus(place, gpus)]
         checks += [check_shared_memory] if place.local_world_size > 1 else []
         checks += [check_c_compiler] if place.local_rank == 0 else []
     if place.local_rank == 0:
-        device = "cuda" if on_gpus(config, gpus) else "cpu"
-        checks += [check_caches, lambda: check_kernel(config.model.attention, device, config.precision)]
+        checks += [check_caches, lambda: check_kernel(config.model.attention, on_gpu, config.precision)]
     if place.rank == 0:
         checks += [lambda: check_run_root(config)]
     return faults_of(checks)
