@@ -172,9 +172,10 @@ def test_extends_is_relative_to_the_file_and_a_list_of_names(tmp_path: Path) -> 
     (tmp_path / "a.yaml").write_text("extends: [yamls/common.yaml]")
     with pytest.raises(FileNotFoundError, match=r"what `extends` names lies relative to that file$"):
         load_config(tmp_path / "a.yaml")
-    (tmp_path / "a.yaml").write_text("extend: [yamls/common.yaml]")
-    with pytest.raises(ValueError, match=r"a\.yaml: unknown key extend; did you mean extends\?"):
-        load_config(tmp_path / "a.yaml")
+    for key in ("extend", "extnds"):
+        (tmp_path / "a.yaml").write_text(f"{key}: [yamls/common.yaml]")
+        with pytest.raises(ValueError, match=rf"a\.yaml: unknown key {key}; did you mean extends\?"):
+            load_config(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("extends: [1]")
     with pytest.raises(ValueError, match=r"extends = \[1\] must be a list of files, as in \[common\.yaml\]$"):
         load_config(tmp_path / "a.yaml")

@@ -341,8 +341,6 @@ def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
         raise ValueError(f"{path} is no valid YAML: {in_one_line(error)}") from None
     if not isinstance(own, DictConfig):
         raise ValueError(f"{path} must be a mapping of keys to values")
-    if "extend" in own:
-        raise ValueError(f"{path}: unknown key extend; did you mean extends?")
     bases = own.pop("extends", [])
     if not isinstance(bases, list | ListConfig) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{path}: extends = {bases!r} must be a list of files, as in [common.yaml]")
@@ -394,6 +392,6 @@ def build_config(cls: type[T], tree: DictConfig, path: str | Path, overrides: Se
     except OmegaConfBaseException as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
     try:
-        return build(cls, plain)
+        return build(cls, plain, others=["extends"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,6 +1,6 @@
 """Plain values (dicts, lists, numbers, strings) -> frozen dataclasses, strictly."""
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -29,8 +29,11 @@ def whole_number(value: Any, units: Mapping[str, int]) -> int | None:
     return int(number) if is_whole and not isinstance(value, bool) else None
 
 
-def build(cls: type[T], value: Any, path: str = "") -> T:
+def build(cls: type[T], value: Any, path: str = "", others: Sequence[str] = ()) -> T:
     """Build the dataclass `cls` from a mapping.
+
+    Args:
+        others: keys that were taken out of the mapping before, and may be what an unknown one means.
 
     Raises:
         ValueError: a key is unknown (the nearest right name is given, or all of them), missing, or of the wrong type;
@@ -41,7 +44,7 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     hints = get_type_hints(cls, include_extras=True)
     for key in value:
         if key not in hints:
-            near = get_close_matches(str(key), hints, n=1) or nested(hints, key, path)
+            near = get_close_matches(str(key), [*hints, *others], n=1) or nested(hints, key, path)
             told = f"did you mean {' or '.join(near)}?" if near else f"the keys here are {', '.join(hints)}"
             raise ValueError(f"unknown key {join(path, key)}; {told}")
     for spec in fields(cls):  # type: ignore[arg-type]
