@@ -76,7 +76,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)} must both be at least 0 and below 1")
-        if not self.eps > 0:
+        if self.eps <= 0:
             raise ValueError(f"eps = {self.eps} must be above 0")
         if not 0 <= self.weight_decay < 1:
             raise ValueError(f"weight_decay = {self.weight_decay} must be at least 0 and below 1")

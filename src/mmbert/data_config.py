@@ -107,14 +107,14 @@ def check_data(data: DataConfig, heldout_root: str | None) -> None:
     """
     groups = data.groups()
     for name, group in groups.items():
-        if not group.share > 0:
+        if group.share <= 0:
             raise ValueError(
                 f"data.mixture.{name}.share = {group.share:g} must be above 0; data.mixture.{name}: null leaves the "
                 "group out"
             )
         if min(group.tau.values()) < 0:
             raise ValueError(f"data.mixture.{name}.tau = {group.tau.values()} must not be negative")
-        if group.max_repeats is not None and not group.max_repeats > 0:
+        if group.max_repeats is not None and group.max_repeats <= 0:
             raise ValueError(f"data.mixture.{name}.max_repeats = {group.max_repeats:g} must be above 0")
         if group.floor is not None and not 0.0 < group.floor <= 1.0:
             raise ValueError(f"data.mixture.{name}.floor = {group.floor:g} must lie above 0 and not above 1")
