@@ -10,10 +10,12 @@ and go on (docs/architecture.md).
 """
 import csv
 import io
+import json
 import sys
 import textwrap
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 import fsspec
@@ -104,13 +106,13 @@ def read_txt(path: str, stream: BinaryIO, _: str) -> Iterator[str]:
 
 
 def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
-    """One text a line, one that is null is empty; blank lines are none."""
+    """One text a line, one that is null or NaN is empty; blank lines are none."""
     for number, line in enumerate(stream, start=1):
         line = line.removeprefix(BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
         try:
-            value = orjson.loads(line)
+            value = json_of(line)
         except orjson.JSONDecodeError as error:
             reason = f"is not valid JSON: {error}; one object a line is expected"
             raise BrokenInputError(f"{path}:{number} {reason}") from None
@@ -124,6 +126,22 @@ def read_jsonl(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
             reason = f"has no text under {text_key!r}, but what JSON reads as {type(text).__name__}: make it a string"
             raise BrokenInputError(f"{path}:{number} {reason}")
         yield text or ""
+
+
+def json_of(line: bytes) -> object:
+    """The value of a line; NaN and infinities, which JSON has not and Python writes for a missing value, are null.
+
+    Raises:
+        orjson.JSONDecodeError: it is not JSON for another reason.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in line and b"Infinity" not in line:
+            raise
+        with suppress(ValueError, TypeError, RecursionError):
+            return orjson.loads(orjson.dumps(json.loads(line)))  # dumps refuses what else Python's reader lets pass
+        raise
 
 
 def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 import errno
 import gzip
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -85,6 +86,13 @@ def test_blank_lines_between_objects_are_none_and_null_is_an_empty_text(tmp_path
     assert list(read_texts(InputFile(str(tmp_path / "x.jsonl"), 0, ""))) == ["a", "", "b"]
 
 
+def test_a_missing_value_as_python_writes_it_spoils_no_file(tmp_path: Path):
+    """pandas has NaN for a missing text, too."""
+    records = [{"text": "a", "date": math.nan}, {"text": math.nan}, {"text": "NaN", "range": [-math.inf, math.inf]}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert list(read_texts(InputFile(str(tmp_path / "x.jsonl"), 0, ""))) == ["a", "", "NaN"]
+
+
 @pytest.mark.parametrize("error", [TimeoutError("late"), type("ReadTimeout", (OSError,), {})("late")])
 def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
@@ -106,6 +114,10 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.txt", b"a\n\xff\xfe", r"x.txt:2 is not UTF-8 \(byte 0 of the line\)"),
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', "x.jsonl:2 is not valid JSON"),
         ("x.jsonl", b'{"text": "\xff"}', "x.jsonl:1 is not valid JSON"),
+        ("x.jsonl", b'{"text": "\\ud800", "date": NaN}', "x.jsonl:1 is not valid JSON: no low surrogate"),
+        ("x.jsonl", b'{"text": "a", "date": NaN', "x.jsonl:1 is not valid JSON"),
+        ("x.jsonl", b'{"text": "Infinity\xff"}', "x.jsonl:1 is not valid JSON"),
+        ("x.jsonl", b'{"deep": ' + 9999 * b"[" + b"NaN", "x.jsonl:1 is not valid JSON"),
         ("x.jsonl", b'["a"]', "x.jsonl:1 is no JSON object: one object a line"),
         ("x.jsonl", b'{"url": 1, "content": "a"}', r"x.jsonl:1 has no text under 'text' \(keys: url, content\)"),
         ("x.jsonl", b'{"text": 3}', "x.jsonl:1 has no text"),
