@@ -70,16 +70,18 @@ class Progress(Callback):
         left = max(0, self.config.duration - tokens) / max(rates["throughput/tokens_per_second"], 1e-9)
         logger.log_metrics({**rates, "throughput/seconds_left": left})
         if self.ranks.is_first:
-            loss = float(state.total_loss_dict["loss/train/total"])
-            print(self.line(tokens, loss, state.optimizers[0].param_groups[0]["lr"], rates, left), flush=True)
+            print(self.line(state, rates, left), flush=True)
 
-    def line(self, tokens: int, loss: float, rate: float, rates: dict[str, float], left: float) -> str:
-        """The report for people."""
-        duration = self.config.duration
+    def line(self, state: State, rates: dict[str, float], left: float) -> str:
+        """The report for people: loss, learning rate and mask rate are the last step's."""
+        assert state.previous_timestamp is not None
+        tokens, duration = int(state.timestamp.token), self.config.duration
+        loss, rate = float(state.total_loss_dict["loss/train/total"]), state.optimizers[0].param_groups[0]["lr"]
+        mask_rate = self.config.mask_rate.value(int(state.previous_timestamp.token), duration)
         mfu = f"  MFU {rates['throughput/mfu']:.1%}" if "throughput/mfu" in rates else ""
         return (
             f"{self.config.name}  {min(1.0, tokens / duration):4.0%}  {tokens:,} of {duration:,} tokens  "
-            f"loss {loss:.3f}  lr {rate:.1e}  mask {self.config.mask_rate.value(tokens, duration):.0%}  "
+            f"loss {loss:.3f}  lr {rate:.1e}  mask {mask_rate:.0%}  "
             f"{rates['throughput/tokens_per_second']:,.0f} tokens/s{mfu}  "
             f"waiting {rates['throughput/data_wait_share']:.1%}  {timedelta(seconds=round(left))} left"
         )

@@ -11,6 +11,7 @@ from callbacks import progress
 from callbacks.progress import Progress, Stretch
 from mmbert.config import LoggingConfig, load_config
 from mmbert.flops import training_flops
+from mmbert.schedules import Schedule
 
 
 def test_rates_are_per_second_and_per_device() -> None:
@@ -36,6 +37,7 @@ def test_a_report_is_of_the_steps_since_the_last_one(
 ) -> None:
     """Two steps to a report, on one of two devices: 30,000 tokens a step, 5 s a report, 0.25 s of them in wait."""
     config = replace(load_config("yamls/demo/phase1.yaml"), logging=LoggingConfig(interval_batches=2), duration=600_000)
+    config = replace(config, mask_rate=Schedule(0.3, "step", end=0.1, at=60_000))
     times: Iterator[float] = iter([0.0, 10.0, *np.repeat([15.0, 20.0, 25.0], 2)])
     monkeypatch.setattr(progress, "monotonic", lambda: next(times))
     phase: Any = SimpleNamespace(config=config, ranks=SimpleNamespace(world_size=2, is_first=True))
@@ -51,6 +53,7 @@ def test_a_report_is_of_the_steps_since_the_last_one(
     callback.fit_start(state, logger)
     for step in range(1, 5):
         state.timestamp = SimpleNamespace(batch=step, token=30_000 * step)
+        state.previous_timestamp = SimpleNamespace(batch=step - 1, token=30_000 * (step - 1))
         callback.batch_end(state, logger)
     flops = 2 * training_flops(config.model, lengths, 40) / 5.0
     for number, report in enumerate(reports, start=1):
@@ -65,4 +68,6 @@ def test_a_report_is_of_the_steps_since_the_last_one(
     assert len(reports) == 2
     first, second = capsys.readouterr().out.splitlines()
     assert "10%  60,000 of 600,000 tokens  loss 1.500" in first
+    assert "mask 30%" in first  # its own; the next step's is 10%
+    assert "mask 10%" in second
     assert "waiting 5.0%  0:00:40 left" in second
