@@ -82,6 +82,14 @@ def test_every_fault_is_told_at_once_with_the_nodes_name(
     assert told[4].startswith("preflight: n7: precision = fp32: attention: ")
 
 
+def test_a_language_without_held_out_rows_is_named(
+    corpus: Corpus, yaml: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    validation = f"validation={{interval: 1800, root: {corpus.shards[64]}, source: invented, languages: [laa, lax]}}"
+    told = refused([str(yaml), validation], capfd)
+    assert "heldout/invented/lax does not exist" in told
+
+
 def test_a_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "SHARED_MEMORY_BYTES", 1 << 60)
     with pytest.raises(OSError, match=r"/dev/shm has .* MB free, NCCL wants .*--shm-size"):

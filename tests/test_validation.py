@@ -15,12 +15,12 @@ from mmbert import convert_to_hf
 from mmbert.config import load_config
 from mmbert.data import Microbatches
 from mmbert.evaluation import bits_per_byte
-from mmbert.heldout import read_heldout
+from mmbert.heldout import check_validation, read_heldout
 from mmbert.ledger import read_ledger
 from mmbert.ranks import Ranks
 from mmbert.scores import UNITS
 from mmbert.tokenizer import load_tokenizer
-from mmbert.validation import PLAN, HeldoutSet, LanguageBits, check_validation, filled
+from mmbert.validation import PLAN, HeldoutSet, LanguageBits, filled
 from tests.conftest import Corpus, Finished
 from tests.faults.oracle import check_same_end
 from tests.guards import replace

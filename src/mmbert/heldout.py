@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmbert.config import RunConfig
 from mmbert.fixed_masks import fixed_mask, mask_key, maskable_positions
 from mmbert.manifest import Manifest, check_stream, list_languages, read_manifest, stream_folder
 from mmbert.packing import TokenIds
 from mmbert.remote_rows import RemoteRows
 from mmbert.shards import LanguageShards
+from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer
 
 
@@ -96,6 +98,36 @@ def check_heldout(
         return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole=not remote)
 
     return list(remote.open_streams(folders, check) if remote else map(check, folders))
+
+
+def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest, ...]:
+    """Manifest of every language to validate, its files checked; none where the configuration has no validation.
+
+    Raises:
+        ValueError: one is missing, damaged, of another tokenizer, or of longer rows than the run's, or cannot be had.
+    """
+    if (validation := config.validation) is None:
+        return ()
+    languages = read_languages(validation.languages, "validation.languages")
+    try:
+        folder, remote = place_of(config)
+        manifests = check_heldout(folder, validation.source, tokenizer, languages, remote)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"validation: {error}") from None
+    longest = max(manifest.row_length for manifest in manifests)
+    if longest > config.max_seq_len:
+        raise ValueError(
+            f"validation.root = {validation.root} has rows of {longest} tokens, the run's max_seq_len is "
+            f"{config.max_seq_len}: name shards whose rows are no longer"
+        )
+    return tuple(manifests)
+
+
+def place_of(config: RunConfig) -> tuple[Path, RemoteRows | None]:
+    """The local root of the validation's shards, and where they come from, if not from there alone."""
+    assert config.validation is not None
+    remote = RemoteRows.at(config.validation.root, config.data)
+    return remote.folder if remote else Path(config.validation.root), remote
 
 
 def read_heldout(

@@ -28,6 +28,7 @@ from mmbert.checkpoint import (
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.finished import check_identity
+from mmbert.heldout import check_validation
 from mmbert.identity import encoder_changes, recipe
 from mmbert.ledger import last_saved_step
 from mmbert.loggers import build_loggers
@@ -39,7 +40,6 @@ from mmbert.processes import open_files_allowed
 from mmbert.ranks import Ranks
 from mmbert.run_lock import RunLock, hold_run
 from mmbert.tokenizer import Tokenizer, load_tokenizer
-from mmbert.validation import check_validation
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -16,17 +15,16 @@ from mmbert.heldout import (
     MaskedDocument,
     MaskingPlan,
     bits_per_byte,
-    check_heldout,
     mask_documents,
     num_maskable_tokens,
+    place_of,
     read_heldout,
 )
 from mmbert.manifest import Manifest
 from mmbert.mixture import Integers
 from mmbert.ranks import Ranks
-from mmbert.remote_rows import THREADS, RemoteRows
+from mmbert.remote_rows import THREADS
 from mmbert.scores import to_scores
-from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer
 
 PLAN = MaskingPlan(mask_rate=0.15, num_masks=1, seed=0)
@@ -46,36 +44,6 @@ class LanguageBits:
     bits: float
     text_bytes: int
     labels: int
-
-
-def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest, ...]:
-    """Manifest of every language to validate, its files checked; none where the configuration has no validation.
-
-    Raises:
-        ValueError: one is missing, damaged, of another tokenizer, or of longer rows than the run's, or cannot be had.
-    """
-    if (validation := config.validation) is None:
-        return ()
-    languages = read_languages(validation.languages, "validation.languages")
-    try:
-        folder, remote = place_of(config)
-        manifests = check_heldout(folder, validation.source, tokenizer, languages, remote)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"validation: {error}") from None
-    longest = max(manifest.row_length for manifest in manifests)
-    if longest > config.max_seq_len:
-        raise ValueError(
-            f"validation.root = {validation.root} has rows of {longest} tokens, the run's max_seq_len is "
-            f"{config.max_seq_len}: name shards whose rows are no longer"
-        )
-    return tuple(manifests)
-
-
-def place_of(config: RunConfig) -> tuple[Path, RemoteRows | None]:
-    """The local root of the validation's shards, and where they come from, if not from there alone."""
-    assert config.validation is not None
-    remote = RemoteRows.at(config.validation.root, config.data)
-    return remote.folder if remote else Path(config.validation.root), remote
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from data_prep import prepare, starter
 from data_prep.verify import find_streams
 from mmbert.config import RunConfig, load_config
 from mmbert.data import PhaseData
+from mmbert.heldout import check_validation
 from mmbert.manifest import read_manifest
 from mmbert.plan.phase import plan_phase
 from mmbert.tokenizer import load_tokenizer
-from mmbert.validation import check_validation
 from tests.conftest import Corpus
 from tests.data_prep.programs import arguments_of, call, write_jsonl
 

@@ -10,12 +10,11 @@ import pytest
 from mmbert.command import local_folder
 from mmbert.config import RunConfig, load_config
 from mmbert.data import Microbatches, PhaseData, build_data
-from mmbert.heldout import read_heldout
+from mmbert.heldout import check_validation, read_heldout
 from mmbert.plan.phase import plan_phase
 from mmbert.ranks import Ranks
 from mmbert.remote_rows import RemoteRows
 from mmbert.tokenizer import load_tokenizer
-from mmbert.validation import check_validation
 from tests.conftest import Corpus
 from tests.remote.streams import LAA, sizes
 from tests.training_runs import prepare, write_yamls

@@ -16,6 +16,7 @@ from mmbert.attention import check_kernel
 from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
+from mmbert.heldout import check_validation
 from mmbert.model import MmBertForMaskedLM
 from mmbert.preflight.meeting import Place
 from mmbert.remote_rows import find_rows
@@ -113,6 +114,15 @@ def check_rows(config: RunConfig, place: Place) -> None:
         find_rows(config.data, own, config.max_seq_len, tokenizer)
 
 
+def check_heldout_rows(config: RunConfig) -> None:
+    """This node sees what `validation` reads; the sha256 of these shards, too, is read by training.
+
+    Raises:
+        OSError, ValueError: names the file.
+    """
+    check_validation(config, load_tokenizer(Path(config.tokenizer)))
+
+
 def check_run_root(config: RunConfig) -> None:
     """There is room for one checkpoint more than those that stay, and files there can be locked; for rank 0.
 
@@ -169,7 +179,8 @@ def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
         checks += [check_shared_memory] if place.local_world_size > 1 else []
         checks += [check_c_compiler] if place.local_rank == 0 else []
     if place.local_rank == 0:
-        checks += [check_caches, lambda: check_kernel(config.model.attention, on_gpu, config.precision)]
+        checks += [lambda: check_heldout_rows(config), check_caches]
+        checks += [lambda: check_kernel(config.model.attention, on_gpu, config.precision)]
     if place.rank == 0:
         checks += [lambda: check_run_root(config)]
     return faults_of(checks)
