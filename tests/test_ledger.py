@@ -201,9 +201,25 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.fault(30)
 def test_every_step_counts_once_by_its_latest_attempt(tmp_path: Path) -> None:
-    history = RunHistory([step(1), step(2), step(3), step(2, attempt=2)], [])
-    assert history.steps == [step(1), step(2, attempt=2), step(3)]
-    assert history.repeated == [(step(2), step(2, attempt=2))]
+    again = [step(number, attempt=2) for number in (2, 3, 4)]
+    history = RunHistory([step(1), step(2), step(3), *again], [])
+    assert history.steps == [step(1), *again]
+    assert history.repeated == [(step(2), again[0]), (step(3), again[1])]
+
+
+def test_a_run_has_come_as_far_as_its_last_attempt(tmp_path: Path) -> None:
+    """What was done beyond its checkpoint is to be done again, and does not count before."""
+    for start, end in ((0, 5), (2, 4), (3, 3)):
+        ledger = Ledger(tmp_path)
+        ledger.event("start", {"step": start})
+        for number in range(start + 1, end + 1):
+            ledger.step(record(number, ledger.attempt, streams={"web/eng": 10**ledger.attempt}))
+        ledger.flush(durable=False)
+        history = read_ledger(tmp_path)
+        assert [one.step for one in history.steps] == list(range(1, end + 1))
+        assert all(one.step <= end for pair in history.repeated for one in pair)
+    assert [one.attempt for one in history.steps] == [1, 1, 2]
+    assert history.tokens_per_stream() == {"web/eng": 10 + 10 + 100}
 
 
 def test_the_last_saved_step_is_known_without_a_checkpoint(tmp_path: Path) -> None:

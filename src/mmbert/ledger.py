@@ -85,18 +85,24 @@ class RunHistory:
 
     @cached_property
     def steps(self) -> list[Step]:
-        """Every step once, in order: the record of the latest attempt that did it."""
+        """Every step once, in order: the record of the latest attempt that did it, up to where the last attempt is.
+
+        What an earlier one did beyond that is lost, and will be done again.
+        """
+        entries: list[Step | Event] = [*self.records, *self.events]
+        reached = max((entry.step for entry in entries if entry.attempt == self.attempts[-1]), default=0)
         latest: dict[int, Step] = {}
         for record in self.records:
             if record.step not in latest or latest[record.step].attempt <= record.attempt:
                 latest[record.step] = record
-        return [latest[step] for step in sorted(latest)]
+        return [latest[step] for step in sorted(latest) if step <= reached]
 
     @cached_property
     def repeated(self) -> list[tuple[Step, Step]]:
         """Every record that a later one took the place of, and that later one."""
         kept = {record.step: record for record in self.steps}
-        return [(record, kept[record.step]) for record in self.records if record is not kept[record.step]]
+        pairs = [(record, kept[record.step]) for record in self.records if record.step in kept]
+        return [(record, later) for record, later in pairs if record is not later]
 
     def standing(self, name: str) -> list[Event]:
         """The events of this name, without those that a later attempt, which began before them, made void."""
@@ -119,10 +125,11 @@ class RunHistory:
     def tokens_per_stream(self, last_step: int | None = None) -> dict[str, int]:
         """Tokens of each stream over the steps up to `last_step`, or over all, each step counted once."""
         sums = dict(self.written_tokens)
-        late = [record for record in self.steps if last_step is not None and record.step > last_step]
-        for record in (*(earlier for earlier, _ in self.repeated), *late):
-            for name, tokens in self.streams_of(record).items():
-                sums[name] -= tokens
+        counted = {record.step: record for record in self.steps if last_step is None or record.step <= last_step}
+        for record in self.records:
+            if counted.get(record.step) is not record:
+                for name, tokens in self.streams_of(record).items():
+                    sums[name] -= tokens
         return {name: tokens for name, tokens in sums.items() if tokens}
 
 
