@@ -1,5 +1,6 @@
 """Goes back to a good checkpoint when the loss stays high, and past the rows that were read since."""
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class SpikeRollback(Callback):
             ValueError: there is none, or it happened too often.
         """
         step = int(state.timestamp.batch)
-        first_high = step - self.num_high + 1
+        first_high = self.first_high(step)
         # To older weights the losses from just before the spike are no measure: a usual loss would count as high.
         self.calm, self.num_high, self.num_rollbacks = [], 0, self.num_rollbacks + 1
         target = Path(self.ranks.by_first(lambda: self.target(step, first_high)))
@@ -57,6 +58,11 @@ class SpikeRollback(Callback):
         log.warning("the loss has been high since step %d: back to the weights of step %d", first_high, to_step)
         self.ledger.event("rolled_back", {"step": step, "to_step": to_step})
         self.checkpointing.is_due = True
+
+    def first_high(self, step: int) -> int:
+        """The step with which the spike began; steps that were skipped since are not among the high ones."""
+        seen = (past for past in range(step, 0, -1) if past not in self.finite.skipped)
+        return next(islice(seen, self.num_high - 1, None))
 
     def target(self, step: int, first_high: int) -> Path:
         """The newest whole checkpoint from before step `first_high`."""

@@ -148,6 +148,15 @@ def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kill
 
 
 @pytest.mark.fault(13)
+def test_a_step_that_is_skipped_in_a_spike_does_not_move_its_begin(corpus: Corpus, tmp_path: Path) -> None:
+    """Every step is saved. Of steps 12 to 16 the second is skipped, so the fourth high one is step 16, the first 12."""
+    every_step = "checkpoint={interval: 1, keep: 9}"
+    train_through_a_spike(corpus, tmp_path, [SPIKES, every_step], [partial(loss_becomes, NAN, [13])])
+    events = [event for event in read_ledger(tmp_path / "runs" / "phase1").events if event.name == "rolled_back"]
+    assert [(event.step, event.values["to_step"]) for event in events] == [(16, 11)]
+
+
+@pytest.mark.fault(13)
 def test_what_is_usual_for_older_weights_is_no_spike(corpus: Corpus, tmp_path: Path) -> None:
     """After a rollback far back the loss is higher than just before the spike; one spike must not end a run."""
     far_apart = ["global_train_batch_size=16", "checkpoint.interval=10000", "duration=30K"]
