@@ -81,6 +81,13 @@ def test_more_ranks_than_rows_are_refused() -> None:
         next(order().batches(0, BatchSizes([0], [12]), 0, 13))
 
 
+def test_a_run_past_its_warm_up_goes_on_with_more_ranks_than_its_first_batches_had_rows() -> None:
+    sizes = BatchSizes.build(final=36, start=12, warmup_rows=100)
+    with pytest.raises(ValueError, match="24 rows is too small for 30 ranks"):
+        next(order().batches(sizes.starts[2] - 1, sizes, 0, 30))
+    assert len(next(order().batches(sizes.starts[2], sizes, 0, 30))) == 1
+
+
 def test_the_sum_of_row_hashes_names_a_set_of_rows_in_any_order() -> None:
     places = np.array([[position, position % 7, position * 3] for position in range(1000)])
     shuffled = places[np.random.default_rng(0).permutation(1000)]

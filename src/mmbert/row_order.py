@@ -112,10 +112,10 @@ class RowOrder:
         Raises:
             ValueError: a global batch has fewer rows than there are ranks.
         """
-        if min(sizes.sizes) < world_size:
+        if (smallest := sizes.at(position)) < world_size:  # they only grow
             raise ValueError(
-                f"a global batch of {min(sizes.sizes)} rows is too small for {world_size} ranks: train on fewer, or "
-                "raise global_train_batch_size and batch_size_warmup.start"
+                f"a global batch of {smallest} rows is too small for {world_size} ranks: train on fewer, or raise "
+                "global_train_batch_size and batch_size_warmup.start"
             )
         periods = self.periods_from(position)
         coming = next(periods)
