@@ -160,6 +160,14 @@ def test_a_cap_that_the_languages_cannot_fill_is_refused_with_the_arithmetic() -
         plan.token_shares([0.3])
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_phase_may_read_all_that_its_languages_have_exactly_once(seed: int) -> None:
+    """In floating point the caps of many languages sum to a last bit below 1 or above."""
+    tokens = np.random.default_rng(seed).integers(1, 10**9, 300)
+    shares = group_shares(Group("all", 1.0, Schedule(0.3), 1.0, np.arange(300)), tokens, 0.3, int(tokens.sum()))
+    assert shares == pytest.approx(tokens / tokens.sum(), rel=1e-9)
+
+
 def test_no_language_gets_less_than_the_floor_of_its_group() -> None:
     tokens = power_law(500)
     group = Group("all", 0.5, Schedule(1.0), 50.0, np.arange(500), floor=1e-4)

@@ -122,7 +122,7 @@ def bounded_shares(shares: Floats, floors: Floats, caps: Floats) -> Floats:
     Source:
         The loop of CSS Flexible Box Layout, section 9.7, "Resolving flexible lengths".
     """
-    if caps.sum() < 1.0:
+    if caps.sum() < 1.0 - 1e-9:
         raise ValueError(f"the caps allow only {caps.sum():.1%} of what is asked for")
     if floors.sum() > 1.0 + 1e-9:
         raise ValueError(f"the floors ask for {floors.sum():.1%} of what there is")
@@ -186,7 +186,7 @@ def group_shares(group: Group, tokens: Integers, tau: float, duration: int) -> F
         return shares
     wanted = group.share * duration
     caps = np.full(len(tokens), np.inf) if group.max_repeats is None else tokens * (group.max_repeats / wanted)
-    if group.max_repeats is not None and caps.sum() < 1.0:
+    if group.max_repeats is not None and caps.sum() < 1.0 - 1e-9:  # whose tokens are just enough
         least = ceil(100 * wanted / tokens.sum()) / 100
         raise ValueError(
             f"data.mixture.{group.name}: share {group.share:g} of {duration:,} tokens is {wanted:,.0f}, but its "
