@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig, ModernBertForMaskedLM
 
@@ -284,3 +285,20 @@ def test_fill_mask_computes_on_a_cpu_where_flash_attn_is_installed_too(
 def test_prompt_without_exactly_one_mask_is_refused(save_run: Run, tmp_path: Path, prompt: str) -> None:
     with pytest.raises(SystemExit, match="write it once"):
         convert(save_run(build()), tmp_path / "hf", "--prompt", prompt)
+
+
+def test_what_was_converted_is_as_readable_for_others_as_any_file(save_run: Run, tmp_path: Path) -> None:
+    convert(save_run(build()), tmp_path / "hf")
+    (tmp_path / "any").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "hf").iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
+def test_a_full_disk_is_told_in_one_line(save_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError('I/O error: No space left on device (os error 28)')
+
+    run = save_run(build())
+    monkeypatch.setattr("safetensors.torch.serialize_file", full)
+    with pytest.raises(SystemExit, match=r"error: .*No space left on device: .*model\.safetensors"):
+        convert(run, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert.atomic import partial_folder, publish_folder
 from mmbert.attention import Packing
 from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
+from mmbert.checkpoint_files import write_tensors
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
 from mmbert.file_contents import sha256_of
@@ -194,15 +194,16 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
         The largest difference of a logit, see hf_max_logit_difference.
 
     Raises:
-        FileNotFoundError, ValueError: an input is missing or unfit, `output` is something else, or the logits differ.
+        OSError, ValueError: an input is missing or unfit, `output` is something else, the logits differ, or the disk is
+            full.
     """
     if output.exists() and not (output / RECORD).is_file():
         raise ValueError(f"--output {output} exists and holds no {RECORD}: not written by this program; name another")
     model, tokenizer = load_checkpoint(checkpoint, tokenizer_folder)
     with partial_folder(output) as partial:
         write_config(huggingface_config(model.config, tokenizer), partial)
-        weights = {name: parameter.detach() for parameter, name in parameter_names(model).items()}
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        weights: dict[str, Tensor] = {name: parameter for parameter, name in parameter_names(model).items()}
+        write_tensors(partial / "model.safetensors", weights)
         write_tokenizer(tokenizer, partial, model.config.max_position_embeddings)
         difference = check_logits(model, partial, tokenizer, checkpoint, output)
         record = {
