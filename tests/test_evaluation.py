@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -295,6 +296,16 @@ def test_another_architecture_is_refused(arguments: list[str], tmp_path: Path) -
     assert "model of type bert" in fail_with(arguments)
 
 
+def test_weights_that_are_not_all_there_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    """transformers would draw what is missing, as for a model that was fine-tuned, and warn."""
+    path = tmp_path / "hf" / "model.safetensors"
+    whole = load_file(path)
+    save_file({name: tensor for name, tensor in whole.items() if name != "head.dense.weight"}, path, {"format": "pt"})
+    assert "model.safetensors lacks head.dense.weight" in fail_with(arguments)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "model.safetensors is no safetensors file" in fail_with(arguments)
+
+
 def test_a_language_of_special_tokens_only_is_refused(tokenizer: Tokenizer) -> None:
     empty = HeldoutLanguage("xxx", [np.array([2, 3, 1], dtype=np.uint32)], text_bytes=3)
     with pytest.raises(ValueError, match="text of xxx holds special tokens only"):
@@ -309,3 +320,8 @@ def test_impossible_parameters_are_refused(arguments: list[str], option: str) ->
 def test_a_damaged_output_file_is_named(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "bits_per_byte.json").write_text("{")
     assert "bits_per_byte.json is no JSON" in fail_with(arguments)
+
+
+def test_a_folder_is_no_output(arguments: list[str], tmp_path: Path) -> None:
+    said = fail_with([*arguments, "--output", str(tmp_path)])
+    assert said == f"error: --output {tmp_path} is a folder; name a file in it, bits_per_byte.json say"

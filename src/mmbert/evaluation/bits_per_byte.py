@@ -25,6 +25,7 @@ from mmbert.file_contents import sha256_of
 from mmbert.heldout import MaskingPlan, check_heldout, read_heldout
 from mmbert.json_files import read_json, write_json
 from mmbert.manifest import Manifest
+from mmbert.published_model import headers
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -72,7 +73,8 @@ def load_model(folder: Path, tokenizer: Tokenizer) -> ModernBertForMaskedLM:
     """Load in float32, so that the numbers do not depend on the precision the weights were saved in.
 
     Raises:
-        ValueError: the folder holds another architecture, or its tokenizer has ids beyond the model's vocabulary.
+        ValueError: the folder holds another architecture, its file of weights is broken or lacks some, or its tokenizer
+            has ids beyond the model's vocabulary.
     """
     # HF's `reference_compile` is off: compiling for every padded length costs more than it gains.
     config = AutoConfig.from_pretrained(folder, local_files_only=True, reference_compile=False)
@@ -83,9 +85,17 @@ def load_model(folder: Path, tokenizer: Tokenizer) -> ModernBertForMaskedLM:
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is "
             f"{config.vocab_size}; convert it with the tokenizer it was trained with"
         )
-    model = AutoModelForMaskedLM.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
+    weights = folder / "model.safetensors"
+    headers(weights)  # of a broken file transformers gives a traceback
+    model, found = AutoModelForMaskedLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{weights} lacks {missing[0]}, which transformers would draw at random; --model wants a "
+            "ModernBertForMaskedLM, as mmbert.convert_to_hf writes it"
+        )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -118,6 +128,8 @@ def evaluate(options: argparse.Namespace) -> str:
     plan = MaskingPlan(options.mask_rate, options.num_masks, options.seed)
     if options.rows is not None and options.rows < 1:
         raise ValueError(f"--rows {options.rows} must be at least 1")
+    if options.output.is_dir():
+        raise ValueError(f"--output {options.output} is a folder; name a file in it, bits_per_byte.json say")
     check_model_folder(options.model)
     tokenizer = load_tokenizer(options.model)
     manifests = check_heldout(options.shards, options.source, tokenizer)
