@@ -67,7 +67,7 @@ def write_conversion(run_root: Path, phase: str, difference: float) -> None:
     write_json(run_root / phase / "hf" / "conversion.json", record)
 
 
-def write_state(run_root: Path, phase: str, finished: bool = True) -> None:
+def write_state(run_root: Path, phase: str, finished: bool = True, parent: str | None = None) -> None:
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     optimizer.param_groups[0]["step"] = 1
@@ -78,7 +78,7 @@ def write_state(run_root: Path, phase: str, finished: bool = True) -> None:
         "rows": 1,
         "seconds": 1.0,
         "callbacks": {},
-        "config": {"tokenizer": "tokenizer", "model": {}, "duration": 1000},
+        "config": {"tokenizer": "tokenizer", "model": {}, "duration": 1000, "parent": parent},
         "identity": {"tokenizer.digest": "0"},
         "tokens": sum(tokens for _, tokens in mixture.values()),
         "finished": finished,
@@ -148,6 +148,17 @@ def test_improvement_is_the_relative_reduction_from_the_phase_before(report: Rep
     assert report.improvement["phase3"]["entered_phase3"] == pytest.approx(0.25)
     assert report.improvement_per_language["phase3"]["tir"] == pytest.approx(0.25)
     assert "phase1" not in report.improvement
+
+
+def test_a_phase_is_compared_with_its_parent_and_not_with_another_that_went_on_from_it(run_root: Path) -> None:
+    write_state(run_root, "phase3", parent="phase1")  # as phase 2 did
+    write_conversion(run_root, "phase3", 1e-6)
+    report = build_report(read_phases(run_root, PHASES))
+    assert report.compared_with == {"phase2": "phase1", "phase3": "phase1"}
+    assert report.improvement["phase3"]["entered_phase2"] == pytest.approx(0.175)
+    assert report.improvement_per_language["phase3"]["swh"] == pytest.approx(0.175)
+    assert "improved by 17.5% in phase3: 4.000 bits per byte after phase1, 3.300 after phase3" in summarise(report)[2]
+    assert "improvement on phase1</th>" in render_page(report, figure=b"")
 
 
 def test_tokens_and_shares_of_a_language_add_up_over_sources_and_phases(report: Report) -> None:

@@ -94,7 +94,7 @@ def draw_improvement(axes: Axes, report: Report) -> None:
     axes.set_yticks(range(len(groups)), [group_label(report, group).replace(" (", "\n(") for group in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("fewer bits per byte (left of 0: the language lost)")
+    axes.set_xlabel(f"fewer bits per byte than after {report.compared_with[last]} (left of 0: the language lost)")
     axes.set_title(f"What {last} did for each language", pad=22)
     axes.grid(axis="y", visible=False)
 

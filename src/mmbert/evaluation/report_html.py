@@ -24,7 +24,8 @@ def group_table(report: Report) -> str:
     """Mean bits per byte of every group after every phase, with the improvement that the phase brought."""
     heads = ["Languages", "number"]
     for phase in report.phases:
-        heads += [f"after {phase.name}"] + (["improvement"] if phase.name in report.improvement else [])
+        heads += [f"after {phase.name}"]
+        heads += [f"improvement on {report.compared_with[phase.name]}"] if phase.name in report.improvement else []
     rows = []
     for group, languages in report.groups.items():
         row = [text_cell(describe_group(group)), number_cell(len(languages), ",")]
@@ -63,8 +64,9 @@ def language_table(report: Report) -> str:
     heads = ["Language", "entered in"]
     heads += [f"tokens in {phase.name}" for phase in report.phases]
     heads += [f"bits per byte after {phase.name}" for phase in report.phases]
-    heads += [f"improvement in {report.phases[-1].name}"]
-    last = report.improvement_per_language[report.phases[-1].name]
+    name = report.phases[-1].name
+    heads += [f"improvement in {name} on {report.compared_with[name]}"]
+    last = report.improvement_per_language[name]
     rows = [
         [
             text_cell(language),

@@ -11,6 +11,7 @@ NEVER_ENTERED = "never_entered"
 DEFINITIONS = {
     "bits_per_byte": "mean over the languages of a group, each language counting the same",
     "improvement": "(before - after) / before of bits_per_byte over a phase; negative when the group lost",
+    "compared_with": "before a phase: its parent, or what is named before it where the parent is not in the report",
     "groups": "a language belongs to the first phase whose mixture has it",
 }
 
@@ -23,13 +24,15 @@ class Report:
         phases: in the order of training.
         groups: `entered_<phase>` -> its languages that have held-out text.
         bits_per_byte: phase -> group -> mean over the group's languages.
-        improvement: phase, from the second on -> group -> relative reduction of that mean.
+        compared_with: phase, from the second on -> the one that it is compared with, its parent if that is here.
+        improvement: the same phases -> group -> relative reduction of that mean.
         improvement_per_language: the same of each language.
     """
 
     phases: list[PhaseRecord]
     groups: dict[str, list[str]]
     bits_per_byte: dict[str, dict[str, float]]
+    compared_with: dict[str, str]
     improvement: dict[str, dict[str, float]]
     improvement_per_language: dict[str, dict[str, float]]
 
@@ -101,11 +104,13 @@ def build_report(phases: list[PhaseRecord]) -> Report:
         }
         for phase in phases
     }
-    steps = list(pairwise(phases))
+    by_name = {phase.name: phase for phase in phases}
+    steps = [(by_name.get(after.parent or "", before), after) for before, after in pairwise(phases)]
     return Report(
         phases=phases,
         groups=groups,
         bits_per_byte=bits,
+        compared_with={after.name: before.name for before, after in steps},
         improvement={after.name: relative_reduction(bits[before.name], bits[after.name]) for before, after in steps},
         improvement_per_language={
             after.name: relative_reduction(before.bits_per_byte, after.bits_per_byte) for before, after in steps
@@ -131,6 +136,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
             for phase in report.phases
         ],
         "bits_per_byte": report.bits_per_byte,
+        "compared_with": report.compared_with,
         "improvement": report.improvement,
         "languages_per_group": {group: len(languages) for group, languages in report.groups.items()},
         "hf_max_logit_difference": report.hf_max_logit_difference,

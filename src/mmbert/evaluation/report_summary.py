@@ -24,14 +24,15 @@ def describe_group(group: str) -> str:
 
 def summarise_group(report: Report, group: str) -> str:
     """How one group fared in the last phase."""
-    before, last = (phase.name for phase in report.phases[-2:])
+    last = report.phases[-1].name
+    before = report.compared_with[last]
     changes = [report.improvement_per_language[last][language] for language in report.groups[group]]
     better = sum(change > 0 for change in changes)
     change = describe_change(report.improvement[last][group])
     start, end = report.bits_per_byte[before][group], report.bits_per_byte[last][group]
     return (
         f"The {count_languages(len(changes))} {describe_group(group)} {change} in {last}: {start:.3f} bits per byte "
-        f"before it, {end:.3f} after; {better} of {len(changes)} have fewer."
+        f"after {before}, {end:.3f} after {last}; {better} of {len(changes)} have fewer."
     )
 
 

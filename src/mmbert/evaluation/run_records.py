@@ -25,6 +25,7 @@ class PhaseRecord:
         tokens_per_language: tokens that the phase trained on, of every language.
         bits_per_byte: of every held-out language, after the phase.
         hf_max_logit_difference: largest difference between the logits of the trained and the converted model.
+        parent: the phase that it continued; None for none, or where nothing was trained.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PhaseRecord:
     tokens_per_language: dict[str, int]
     bits_per_byte: dict[str, float]
     hf_max_logit_difference: float
+    parent: str | None
 
     @property
     def languages(self) -> list[str]:
@@ -104,6 +106,7 @@ def read_phase(folder: Path, evaluation: dict[str, Any]) -> PhaseRecord:
             language: scores["bits_per_byte"] for language, scores in evaluation["languages"].items()
         },
         hf_max_logit_difference=conversion["hf_max_logit_difference"],
+        parent=state["config"].get("parent"),
     )
 
 
