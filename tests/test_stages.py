@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mmbert import convert_to_hf
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.config import load_config
+from mmbert.evaluation import bits_per_byte
 from mmbert.file_contents import sha256_of
 from mmbert.ledger import last_step, read_ledger
 from mmbert.merge import main as merge
@@ -195,16 +197,44 @@ def test_a_finished_phase_is_done_and_a_converted_one_until_it_is_another(
     assert done() == ["phase1"]
     (run_folder / "hf").mkdir()
     record, manifest = run_folder / "hf" / "conversion.json", newest_checkpoint(run_folder) / "manifest.json"
-    record.write_text(json.dumps({"checkpoint_sha256": sha256_of(manifest)}))
+    conversion = {"checkpoint_sha256": sha256_of(manifest), "model_sha256": "of its weights"}
+    record.write_text(json.dumps(conversion))
     assert done() == ["phase1", "phase1-hf"]
-    (run_folder / "bits_per_byte.json").write_text("{}")
+    inputs = {"model": {"model.safetensors": "of its weights"}, "rows": None, "shards": {}}
+    (run_folder / "bits_per_byte.json").write_text(json.dumps({"source": "invented", "inputs": inputs}))
     assert done() == ["phase1", "phase1-hf", "phase1-bits"]
-    os.utime(record, (2e9, 2e9))
+    os.utime(record, (2e9, 2e9))  # copied, say
+    assert done() == ["phase1", "phase1-hf", "phase1-bits"]
+    record.write_text(json.dumps({**conversion, "model_sha256": "of others"}))
     assert done() == ["phase1", "phase1-hf"]
     record.write_text(json.dumps({"checkpoint_sha256": "of another"}))
     assert done() == ["phase1"]
     shutil.rmtree(newest_checkpoint(run_folder))
     assert done() == []
+
+
+def test_an_evaluation_is_done_until_other_held_out_rows_are_asked_for(
+    corpus: Corpus, tmp_path: Path, finished: Finished
+) -> None:
+    folder = prepare(tmp_path / "it", corpus, copied={"phase1": finished[0] / "runs" / "phase1"}).parent
+    run_folder, rows = folder / "runs" / "phase1", shutil.copytree(corpus.shards[64], tmp_path / "rows")
+    convert_to_hf.main(["--checkpoint", str(run_folder), "--output", str(run_folder / "hf")])
+
+    def bits(validation: str) -> Stage:
+        wanted = f"validation={{interval: 5000, languages: [laa], root: {validation}}}"
+        return stages(yamls(folder, "phase1"), [wanted])[-1]
+
+    asked = f"{rows}, source: invented, rows: 1"
+    bits_per_byte.main(bits(asked).arguments[2:])
+    assert bits(asked).is_done
+    assert not bits(f"{rows}, source: invented, rows: 2").is_done
+    assert not bits(f"{rows}, source: invented").is_done
+    assert not bits(f"{rows}, source: other, rows: 1").is_done
+    assert not bits(f"{corpus.shards[128]}, source: invented, rows: 1").is_done
+    shutil.rmtree(rows / "heldout" / "invented" / "laa")
+    assert not bits(asked).is_done
+    shutil.rmtree(rows)  # on the nodes alone
+    assert bits(asked).is_done
 
 
 def test_what_is_missing_is_not_newer(tmp_path: Path) -> None:

@@ -12,10 +12,13 @@ from typing import Any
 
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.command import errors_in_one_line, yamls_and_overrides
-from mmbert.config import RunConfig, build_config, is_merge, read_yaml
+from mmbert.config import RunConfig, ValidationConfig, build_config, is_merge, read_yaml
 from mmbert.data_config import is_remote
-from mmbert.file_contents import parse_object, sha256_of
+from mmbert.evaluation.run_records import BITS_PER_BYTE, CONVERT
+from mmbert.file_contents import sha256_of
 from mmbert.finished import is_finished
+from mmbert.json_files import read_json
+from mmbert.manifest import list_languages, read_manifest, stream_folder
 from mmbert.merge_config import MergeConfig, of_merges
 from mmbert.merge_inputs import is_merged
 
@@ -86,7 +89,7 @@ def is_converted(config: AnyConfig) -> bool:
     if not record.is_file():
         return False
     manifest = newest_checkpoint(config.run_folder) / "manifest.json"
-    return parse_object(record.read_bytes(), record, "delete it").get("checkpoint_sha256") == sha256_of(manifest)
+    return read_json(record, CONVERT).get("checkpoint_sha256") == sha256_of(manifest)
 
 
 def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
@@ -108,11 +111,35 @@ def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
     if validation.rows is not None:
         options["rows"] = validation.rows
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    is_done = converted.is_done and is_newer(result, [converted.result / "conversion.json"])
+    is_done = converted.is_done and is_evaluated(config, validation, result)
     return [Stage(
         f"{config.name}-bits", result, (converted.name,),
         ("-m", "mmbert.evaluation.bits_per_byte", *arguments, "--output", str(result)), is_done,
     )]  # fmt: skip
+
+
+def is_evaluated(config: AnyConfig, validation: ValidationConfig, result: Path) -> bool:
+    """Whether the converted model was scored, on what the YAML names and on the rows that are there now."""
+    if not result.is_file():
+        return False
+    scored = read_json(result, BITS_PER_BYTE)
+    model = read_json(config.run_folder / "hf" / "conversion.json", CONVERT).get("model_sha256")
+    inputs = scored.get("inputs", {})
+    return (
+        inputs.get("model", {}).get("model.safetensors") == model
+        and (scored.get("source"), inputs.get("rows")) == (validation.source, validation.rows)
+        and heldout_digests(validation) in (None, inputs.get("shards"))
+    )
+
+
+def heldout_digests(validation: ValidationConfig) -> dict[str, str] | None:
+    """Digest of each language's held-out rows; None where they cannot be read from here."""
+    root, source = Path(validation.root), validation.source
+    try:
+        languages = list_languages(root, "heldout", source)
+        return {name: read_manifest(stream_folder(root, "heldout", source, name)).digest for name in languages}
+    except (OSError, ValueError):
+        return None  # whoever evaluates will say what is missing
 
 
 def report(run_root: str, phases: Sequence[str], evaluated: Sequence[Stage]) -> Stage:
