@@ -237,6 +237,20 @@ def test_an_evaluation_is_done_until_other_held_out_rows_are_asked_for(
     assert bits(asked).is_done
 
 
+def test_a_finished_phase_is_hashed_once(
+    corpus: Corpus, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(tmp_path / "it", corpus, copied={"phase1": finished[0] / "runs" / "phase1"}).parent
+    run_folder = folder / "runs" / "phase1"
+    manifest = newest_checkpoint(run_folder) / "manifest.json"
+    (run_folder / "hf").mkdir()
+    (run_folder / "hf" / "conversion.json").write_text(json.dumps({"checkpoint_sha256": sha256_of(manifest)}))
+    hashed: list[str] = []
+    monkeypatch.setattr("mmbert.checkpoint.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    assert all(stage.is_done for stage in stages(yamls(folder, "phase1")))
+    assert hashed.count("model.safetensors") == 1
+
+
 def test_what_is_missing_is_not_newer(tmp_path: Path) -> None:
     assert not is_newer(tmp_path / "result", [])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmbert.checkpoint import newest_checkpoint
+from mmbert.checkpoint import step_folders
 from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.config import RunConfig, ValidationConfig, build_config, is_merge, read_yaml
 from mmbert.data_config import is_remote
@@ -84,12 +84,11 @@ def conversion(config: AnyConfig, trained: Stage) -> Stage:
 
 
 def is_converted(config: AnyConfig) -> bool:
-    """Whether the converted model is that of the newest checkpoint."""
-    record = config.run_folder / "hf" / "conversion.json"
-    if not record.is_file():
+    """Whether the converted model is that of the newest checkpoint, whose files are not hashed again for this."""
+    record, folders = config.run_folder / "hf" / "conversion.json", step_folders(config.run_folder)
+    if not record.is_file() or not folders:
         return False
-    manifest = newest_checkpoint(config.run_folder) / "manifest.json"
-    return read_json(record, CONVERT).get("checkpoint_sha256") == sha256_of(manifest)
+    return read_json(record, CONVERT).get("checkpoint_sha256") == sha256_of(folders[0] / "manifest.json")
 
 
 def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
