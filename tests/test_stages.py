@@ -169,6 +169,12 @@ def test_a_phase_whose_parent_is_nowhere_is_refused(untrained: Path) -> None:
         stages(yamls(untrained, "phase2", "phase1"))
 
 
+def test_two_phases_of_one_name_are_refused(untrained: Path) -> None:
+    (untrained / "other.yaml").write_text("extends: [phase1.yaml]\nduration: 9K\n")
+    with pytest.raises(ValueError, match=r"phase1\.yaml and .*other\.yaml have the same name, .* each its own `name`"):
+        stages(yamls(untrained, "phase1", "other"))
+
+
 def test_phases_in_two_run_roots_are_no_chain(untrained: Path) -> None:
     other = untrained / "other.yaml"
     other.write_text("extends: [phase1.yaml]\nname: other\nrun_root: elsewhere\n")

@@ -162,11 +162,15 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
         overrides: `key.sub=value`, for every phase, and for a merge where it has the key.
 
     Raises:
-        FileNotFoundError, ValueError: a configuration cannot be read, a parent is missing, or the run roots differ.
+        FileNotFoundError, ValueError: a configuration cannot be read, a parent is missing, the run roots differ, or
+            two names do not.
     """
     configs = load_all(paths, overrides)
     if len(roots := sorted({config.run_root for config in configs})) > 1:
         raise ValueError(f"the phases of a chain share one run_root, not {' and '.join(roots)}")
+    names = [config.name for config in configs]
+    if twins := [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]:
+        raise ValueError(f"{' and '.join(twins)} have the same name, and so one run folder; give each its own `name`")
     if train_only:
         paths = [path for path, config in zip(paths, configs, strict=True) if isinstance(config, RunConfig)]
         configs = [config for config in configs if isinstance(config, RunConfig)]
