@@ -21,6 +21,7 @@ from mmbert import convert_to_hf, merge, merging
 from mmbert.checkpoint import FILES, load_moments, newest_checkpoint, plain_size, read_state
 from mmbert.config import OptimizerConfig, load_config
 from mmbert.file_contents import sha256_of
+from mmbert.ledger import Ledger
 from mmbert.merge import group_of, main
 from mmbert.merge_config import load_merge
 from mmbert.merge_inputs import is_merged
@@ -119,6 +120,21 @@ def test_a_mean_is_over_all_checkpoints_of_a_run_and_the_newest_weighs_most(runs
     for name, tensor in weights(newest_checkpoint(runs / "merged")).items():
         mean = sum(weight * each[name].double() for weight, each in zip((1 / 7, 2 / 7, 4 / 7), kept, strict=True))
         torch.testing.assert_close(tensor, mean.float(), rtol=1e-7, atol=0)
+
+
+def test_a_mean_leaves_out_the_checkpoints_of_a_spike_that_the_run_went_back_from(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = newest_checkpoint(runs / "all")
+    change_state(newest, lambda state: state.update(callbacks={"SpikeRollback": {"num_rollbacks": 1}}))
+    path = write(tmp_path, MEAN)
+    refused(path, "ledger.jsonl is missing")
+    ledger = Ledger(runs / "all")
+    ledger.event("rolled_back", {"step": 5, "to_step": 2})
+    ledger.flush(durable=False)
+    main([str(path)])
+    assert re.findall(r"all/step-\d+", capsys.readouterr().out) == ["all/step-0000000002", "all/step-0000000008"]
+    assert is_merged(load_merge(path))
 
 
 def test_one_checkpoint_of_a_run_may_be_named_also_of_an_unfinished_one(runs: Path, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from mmbert.checkpoint import parameter_names, step_folders, why_invalid
-from mmbert.checkpoint_files import check_tensors_fit, read_json, read_state
+from mmbert.checkpoint_files import check_tensors_fit, read_json, read_state, step_of
 from mmbert.config import ModelConfig
 from mmbert.file_contents import sha256_of
+from mmbert.ledger import read_ledger
 from mmbert.merge_config import MergeConfig, TiesConfig, run_of
 from mmbert.merging import exponential_weights
 from mmbert.model import MmBertForMaskedLM
@@ -64,8 +65,7 @@ def find_inputs(config: MergeConfig) -> list[Input]:
         ]
         found = [base, *runs]
     else:
-        newest = find_checkpoint(root, "exponential.run", method.run)
-        folders = step_folders(newest.parent)[::-1]
+        folders = sound_checkpoints(find_checkpoint(root, "exponential.run", method.run))
         if len(folders) < 2:
             raise ValueError(
                 f"exponential.run = {method.run} holds one checkpoint, and a mean needs two or more; train it again "
@@ -77,6 +77,20 @@ def find_inputs(config: MergeConfig) -> list[Input]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{found[-1].key} names {twice[0]} twice; take one out")
     return found
+
+
+def sound_checkpoints(newest: Path) -> list[Path]:
+    """All checkpoints of a run, the oldest first, without those of a loss spike that the run went back from.
+
+    Raises:
+        FileNotFoundError, ValueError: it has gone back, and its ledger, which says where, is missing or broken.
+    """
+    folders = step_folders(newest.parent)[::-1]
+    if not read_state(newest)["callbacks"].get("SpikeRollback", {}).get("num_rollbacks"):
+        return folders  # the ledger may be gigabytes
+    rollbacks = read_ledger(newest.parent).standing("rolled_back")
+    undone = [range(event.values["to_step"] + 1, event.step) for event in rollbacks]
+    return [each for each in folders if not any(step_of(each) in steps for steps in undone)]
 
 
 def find_checkpoint(root: Path, key: str, entry: str) -> Path:
