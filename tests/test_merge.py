@@ -122,6 +122,18 @@ def test_a_mean_is_over_all_checkpoints_of_a_run_and_the_newest_weighs_most(runs
         torch.testing.assert_close(tensor, mean.float(), rtol=1e-7, atol=0)
 
 
+def test_a_mean_is_the_same_wherever_the_run_was_stopped(tmp_path: Path, corpus: Corpus) -> None:
+    """A checkpoint is due at every second step; those of steps 1, 3 and 5 were saved by a stop."""
+    merged = []
+    for steps in ((2, 4, 6, 7), range(1, 8)):
+        folder = tmp_path / str(len(steps))
+        save_run(folder / "runs", "all", 3, corpus.tokenizer, steps)
+        main([str(write(folder, MEAN))])
+        merged.append(json.loads((folder / "runs" / "merged" / "merge.json").read_text()))
+    assert merged[0] == merged[1]
+    assert [each["step"] for each in merged[0]["inputs"]] == [2, 4, 6, 7]
+
+
 def test_a_mean_leaves_out_the_checkpoints_of_a_spike_that_the_run_went_back_from(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,10 @@ def save_run(
         state = {
             "name": name, "step": step, "rows": 4 * step, "tokens": 100 * step, "seconds": 1.0,
             "finished": finished and step == max(steps), "callbacks": {}, "tokens_per_stream": {},
-            "config": {"tokenizer": str(tokenizer), "model": asdict(section), "duration": 1000, **(config or {})},
+            "config": {
+                "tokenizer": str(tokenizer), "model": asdict(section), "duration": 1000,
+                "checkpoint": {"interval": 200}, **(config or {}),
+            },
             "identity": {"tokenizer.digest": load_tokenizer(tokenizer).digest},
         }  # fmt: skip
         save_checkpoint(root / name, step, encoder, optimizer, state)

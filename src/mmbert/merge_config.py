@@ -45,7 +45,7 @@ class TiesConfig:
 
 @dataclass(frozen=True)
 class ExponentialConfig:
-    """A weighted mean of all checkpoints that one run kept, but for those that it rolled back; the newest weighs most.
+    """A weighted mean of the checkpoints that one run kept; the newest weighs most.
 
     Attributes:
         run: its name below run_root.

@@ -65,7 +65,7 @@ def find_inputs(config: MergeConfig) -> list[Input]:
         ]
         found = [base, *runs]
     else:
-        folders = sound_checkpoints(find_checkpoint(root, "exponential.run", method.run))
+        folders = checkpoints_of_mean(find_checkpoint(root, "exponential.run", method.run))
         if len(folders) < 2:
             raise ValueError(
                 f"exponential.run = {method.run} holds one checkpoint, and a mean needs two or more; train it again "
@@ -79,18 +79,27 @@ def find_inputs(config: MergeConfig) -> list[Input]:
     return found
 
 
-def sound_checkpoints(newest: Path) -> list[Path]:
-    """All checkpoints of a run, the oldest first, without those of a loss spike that the run went back from.
+def checkpoints_of_mean(newest: Path) -> list[Path]:
+    """The checkpoints of a run that a mean is of, the oldest first: one for each `checkpoint.interval`, and the newest.
+
+    Others were saved by a stop, and the mean would depend on when the run was stopped; or they are of a loss spike that
+    the run went back from.
 
     Raises:
-        FileNotFoundError, ValueError: it has gone back, and its ledger, which says where, is missing or broken.
+        FileNotFoundError, ValueError: a state.json is broken; or the run has gone back, and its ledger, which says from
+            where, is missing or broken.
     """
-    folders = step_folders(newest.parent)[::-1]
-    if not read_state(newest)["callbacks"].get("SpikeRollback", {}).get("num_rollbacks"):
-        return folders  # the ledger may be gigabytes
-    rollbacks = read_ledger(newest.parent).standing("rolled_back")
-    undone = [range(event.values["to_step"] + 1, event.step) for event in rollbacks]
-    return [each for each in folders if not any(step_of(each) in steps for steps in undone)]
+    folders, state = step_folders(newest.parent)[::-1], read_state(newest)
+    if state["callbacks"].get("SpikeRollback", {}).get("num_rollbacks"):  # else no look at gigabytes of ledger
+        rollbacks = read_ledger(newest.parent).standing("rolled_back")
+        undone = [range(event.values["to_step"] + 1, event.step) for event in rollbacks]
+        folders = [each for each in folders if not any(step_of(each) in steps for steps in undone)]
+    found, intervals = [], 0
+    for each in folders[:-1]:
+        before, intervals = intervals, read_state(each)["tokens"] // state["config"]["checkpoint"]["interval"]
+        if intervals > before:
+            found.append(each)
+    return [*found, newest]
 
 
 def find_checkpoint(root: Path, key: str, entry: str) -> Path:
