@@ -186,17 +186,22 @@ def check_descent(run: Input, base: Input) -> None:
     An imported or merged run says nothing of where it comes from, and passes.
 
     Raises:
-        ValueError: names the run's own parent.
+        FileNotFoundError, ValueError: names the run's own parents, and which of them is gone.
     """
     root, folder = run.checkpoint.parents[1], run.checkpoint.parent
     line, saved = [folder.name], read_state(run.checkpoint)["config"]
     while folder.name != base.checkpoint.parent.name and "parent" in saved:
         line.append(str(saved["parent"]))
         folder = root / line[-1]
-        if saved["parent"] is None or not step_folders(folder):
+        if saved["parent"] is None:
             raise ValueError(
                 f"ties.runs: {run.name} does not go back to ties.base = {run_of(base.name)}: its parents are "
                 f"{', '.join(line[1:])}; name the run that all of ties.runs began from as ties.base"
+            )
+        if not step_folders(folder):
+            raise FileNotFoundError(
+                f"ties.runs: whether {run.name} goes back to ties.base = {run_of(base.name)} is not known: its parents "
+                f"are {', '.join(line[1:])}, and {folder} holds no checkpoint; bring one back"
             )
         saved = read_state(step_folders(folder)[0])["config"]
 
