@@ -165,8 +165,21 @@ def test_without_validation_nothing_is_evaluated(untrained: Path) -> None:
 
 
 def test_a_phase_whose_parent_is_nowhere_is_refused(untrained: Path) -> None:
-    with pytest.raises(ValueError, match="parent phase1 has not run; name the YAML of phase1 before it"):
+    with pytest.raises(ValueError, match="parent phase1 has not run to its end; name the YAML of phase1 before it"):
         stages(yamls(untrained, "phase2", "phase1"))
+
+
+def test_a_phase_whose_parent_still_runs_is_refused(corpus: Corpus, untrained: Path) -> None:
+    save_run(untrained / "runs", "phase1", 0, corpus.tokenizer, finished=False)
+    with pytest.raises(ValueError, match="parent phase1 has not run to its end; name the YAML of phase1 before it"):
+        stages(yamls(untrained, "phase2"))
+    save_run(untrained / "runs", "phase1", 0, corpus.tokenizer)
+    assert [stage.needs for stage in stages(yamls(untrained, "phase2"), train_only=True)] == [()]
+
+
+def test_a_phase_that_has_begun_needs_no_parent_any_more(corpus: Corpus, untrained: Path) -> None:
+    save_run(untrained / "runs", "phase2", 0, corpus.tokenizer, finished=False)
+    assert [stage.name for stage in stages(yamls(untrained, "phase2"), train_only=True)] == ["phase2"]
 
 
 def test_two_phases_of_one_name_are_refused(untrained: Path) -> None:

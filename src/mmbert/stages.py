@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert.checkpoint import step_folders
+from mmbert.checkpoint_files import read_state
 from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.config import RunConfig, ValidationConfig, build_config, is_merge, read_yaml
 from mmbert.data_config import is_remote
@@ -53,13 +54,19 @@ def training(path: str, config: RunConfig, overrides: Sequence[str], earlier: Se
     """Train one phase.
 
     Raises:
-        ValueError: its parent is neither finished nor among the earlier ones.
+        ValueError: it has not begun, and its parent is neither finished nor among the earlier ones.
     """
     parent = config.parent
     needs = tuple(other.name for other in earlier if other.name == parent)
-    if parent and not needs and not (Path(config.run_root) / parent).is_dir():
-        raise ValueError(f"{path}: its parent {parent} has not run; name the YAML of {parent} before it")
+    has_begun = bool(step_folders(config.run_folder))  # then it goes on from its own checkpoints
+    if parent and not needs and not has_begun and not has_ended(Path(config.run_root) / parent):
+        raise ValueError(f"{path}: its parent {parent} has not run to its end; name the YAML of {parent} before it")
     return Stage(config.name, config.run_folder, needs, ("main.py", path, *overrides), is_finished(config))
+
+
+def has_ended(run_folder: Path) -> bool:
+    """Whether the newest checkpoint of a run is its last."""
+    return any(read_state(newest)["finished"] for newest in step_folders(run_folder)[:1])
 
 
 def merging(path: str, config: MergeConfig, overrides: Sequence[str], earlier: Sequence[AnyConfig]) -> Stage:
