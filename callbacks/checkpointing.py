@@ -38,6 +38,7 @@ class Checkpointing(Callback):
 
     Attributes:
         is_due: a save is wanted at the end of this step.
+        keeps_all: none is removed for now.
         seconds: how long the longest save took.
     """
 
@@ -46,7 +47,7 @@ class Checkpointing(Callback):
     ) -> None:
         self.phase, self.config, self.ranks = phase, phase.config, phase.ranks
         self.mixture, self.ledger, self.scores = mixture, ledger, scores
-        self.is_due = False
+        self.is_due = self.keeps_all = False
         self.seconds = 0.0
         self.failed_at: float | None = None  # the first failure of a series
         self.next_try = 0.0
@@ -100,7 +101,8 @@ class Checkpointing(Callback):
             self.next_try = monotonic() + RETRY_SECONDS
             return "later"
         try:
-            prune(self.config.run_folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+            if not self.keeps_all:
+                prune(self.config.run_folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         except OSError as error:
             log.warning("an old checkpoint could not be removed, the next save tries again: %s", error)
         self.failed_at = None

@@ -33,12 +33,14 @@ class SpikeRollback(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Follow the loss of all ranks, and roll back when it has been high for `patience` steps."""
-        if self.config is None or self.finite.reason:
+        if self.config is None:
             return
-        loss = float(state.total_loss_dict["loss/train/total"])
-        self.calm, self.num_high = count_high(loss, self.calm, self.num_high, self.config.sigma, self.config.window)
-        if self.num_high == self.config.patience:
-            self.roll_back(state)
+        if not self.finite.reason:
+            loss, config = float(state.total_loss_dict["loss/train/total"]), self.config
+            self.calm, self.num_high = count_high(loss, self.calm, self.num_high, config.sigma, config.window)
+            if self.num_high == self.config.patience:
+                self.roll_back(state)
+        self.checkpointing.keeps_all = self.num_high > 0  # this may be a spike: what is from before must stay
 
     def roll_back(self, state: State) -> None:
         """Load the newest checkpoint from before the spike, and have that saved as this step's.
@@ -73,7 +75,7 @@ class SpikeRollback(Callback):
                 return folder
         raise ValueError(
             f"step {step}: the loss has been high since step {first_high}, and {self.run_folder} has no checkpoint "
-            "from before; lower checkpoint.interval or raise checkpoint.keep"
+            "from before; lower checkpoint.interval"
         )
 
     def state_dict(self) -> dict[str, Any]:
