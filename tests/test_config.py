@@ -119,6 +119,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("data.mixture=fao", "data.mixture = 'fao' must be a mapping of names"),
         ("optimizer.betas=[1]", "optimizer.betas = [1] must be a list of 2"),
         ("mask_rate=15", "mask_rate = 15 must lie between 0 and 1; 15% is 0.15"),
+        ("data.mixture=[fao]", "'data.mixture=[fao]': a list cannot take the place of a mapping"),
         ("name=${nowhere}", "nowhere"),
         ("nothing", "write key.sub=value"),
         ("name=[", "no valid YAML"),
@@ -158,6 +159,22 @@ def test_broken_yaml_and_lists_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"a\.yaml"):
             load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("data: {mixture: [{source: udhr}]}", "data.mixture = [{'source': 'udhr'}] must be a mapping of keys"),
+        ("optimizer: {betas: {first: 0.9}}", "optimizer.betas = {'first': 0.9} must be a list, as in what this file"),
+    ],
+)
+def test_a_list_where_the_extended_file_has_a_mapping_is_refused_with_its_key(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(f"extends: [{Path(DEMO).absolute()}]\n{text}\n")
+    with pytest.raises(ValueError, match=r"a\.yaml: ") as refusal:
+        load_config(tmp_path / "a.yaml")
+    assert words in str(refusal.value)
 
 
 def test_what_yaml_says_stands_in_one_line_with_what_to_do(tmp_path: Path) -> None:

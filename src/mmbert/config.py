@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mmbert.data_config import DataConfig, ScheduleOf, Tokens, check_data
-from mmbert.typed import build
+from mmbert.typed import build, join
 
 T = TypeVar("T")
 
@@ -344,9 +344,30 @@ def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
     bases = own.pop("extends", [])
     if not isinstance(bases, list | ListConfig) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{path}: extends = {bases!r} must be a list of files, as in [common.yaml]")
-    merged = OmegaConf.merge(*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own)
-    assert isinstance(merged, DictConfig)
-    return merged
+    tree = OmegaConf.create()
+    for upper in (*(read_yaml(path.parent / base, (*readers, path)) for base in bases), own):
+        check_same_kinds(OmegaConf.to_container(tree), OmegaConf.to_container(upper), path)
+        tree.merge_with(upper)
+    return tree
+
+
+def check_same_kinds(lower: Any, upper: Any, path: Path, key: str = "") -> None:
+    """Refuse a list over a mapping, or a mapping over a list: OmegaConf cannot merge them, and does not say where.
+
+    Args:
+        lower: plain values that stand under `key` in what the file extends.
+        upper: those that the file itself has there.
+        path: the file.
+
+    Raises:
+        ValueError: names file and key.
+    """
+    if {type(lower), type(upper)} == {dict, list}:
+        wanted = "a mapping of keys to values" if isinstance(lower, dict) else "a list"
+        raise ValueError(f"{path}: {key} = {upper} must be {wanted}, as in what this file extends")
+    if isinstance(lower, dict) and isinstance(upper, dict):
+        for name in lower.keys() & upper.keys():
+            check_same_kinds(lower[name], upper[name], path, join(key, name))
 
 
 def in_one_line(error: Exception) -> str:
@@ -386,7 +407,12 @@ def build_config(cls: type[T], tree: DictConfig, path: str | Path, overrides: Se
             parsed = OmegaConf.to_container(OmegaConf.create(f"value: {value}"))["value"]  # type: ignore[call-overload, index]
         except Exception as error:  # PyYAML's many errors
             raise ValueError(f"{override!r} is no valid YAML: {in_one_line(error)}") from None
-        OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
+        try:
+            OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
+        except TypeError:
+            raise ValueError(
+                f"{override!r}: a list cannot take the place of a mapping, nor a mapping that of a list"
+            ) from None
     try:
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
