@@ -88,7 +88,7 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
     validation = ""
     if heldout := [manifest.language for manifest in manifests if manifest.split == "heldout"]:
         validation = VALIDATION.format(interval=interval, root=root, source=source, languages=quoted(heldout))
-    yamls = Path(os.path.relpath("yamls", path.parent))
+    yamls = Path(os.path.relpath("yamls", path.parent.resolve()))  # a link to another disk is another way up
     return TEMPLATE.format(
         rows=rows,
         tokens=tokens,

@@ -69,6 +69,15 @@ def test_the_yaml_may_be_for_another_machine(
         monkeypatch.setattr(starter, "GPU", Path("/dev/null"))
 
 
+def test_the_yaml_may_lie_behind_a_link(
+    shards: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As where data/ or a cluster's scratch is a link to another disk, deeper than the link itself."""
+    (tmp_path / "disks" / "big").mkdir(parents=True)
+    (tmp_path / "scratch").symlink_to(tmp_path / "disks" / "big")
+    start(monkeypatch, corpus, shards, tmp_path / "scratch" / "mine" / "train.yaml")
+
+
 def test_names_and_places_are_read_back_as_they_are(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
