@@ -19,7 +19,7 @@ from mmbert.mixture import Group, Plan
 from mmbert.model import MmBertForMaskedLM
 from mmbert.plan.__main__ import main
 from mmbert.plan.chain import Chain, plan_chain
-from mmbert.plan.counts import read_counts
+from mmbert.plan.counts import Count, read_counts
 from mmbert.plan.facts import duration_of
 from mmbert.plan.numbers import activation_bytes, checkpoints_that_stay, num_parameters, saves, stretches
 from mmbert.plan.phase import Hardware, learning_rate, plan_phase
@@ -415,6 +415,7 @@ def test_an_error_is_written_and_ends_with_status_1(tmp_path: Path) -> None:
         ("source,language,tokens\na,b,1\na,b,2\n", "line 3: a/b stands there twice"),
         ("source,language,tokens\na,b,1.5\n", "line 2: tokens = '1.5' must be a whole number"),
         ("source,language,tokens\na,b,0\n", "line 2: tokens = '0' must be a whole number above 0"),
+        ("source,language,tokens\na,b,285,000,000\n", "line 2 has more fields than the head line: write 285000000"),
     ],
 )
 def test_a_table_of_counts_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -422,6 +423,15 @@ def test_a_table_of_counts_that_is_none_is_refused(tmp_path: Path, text: str, sa
     with pytest.raises(ValueError, match="--counts") as refused:
         read_counts(tmp_path / "counts.csv")
     assert said in str(refused.value)
+
+
+def test_a_table_of_counts_may_be_saved_on_windows_but_in_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    path.write_bytes("source,language,tokens\r\na,é,5\r\n".encode("utf-8-sig"))
+    assert read_counts(path) == {("a", "é"): Count(5)}
+    path.write_bytes("source,language,tokens\na,é,5\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"--counts .*counts\.csv is not UTF-8: convert it"):
+        read_counts(path)
 
 
 def test_a_gpu_that_is_in_no_table_is_refused() -> None:

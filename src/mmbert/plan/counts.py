@@ -3,6 +3,7 @@
 The streams of the paper have such a table in the repository, of estimates.
 """
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,21 +62,26 @@ def read_counts(path: Path) -> dict[Name, Count]:
     if not path.is_file():
         raise FileNotFoundError(f"--counts {path}: no such file; a CSV with the columns {', '.join(REQUIRED)} is meant")
     counts: dict[Name, Count] = {}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        heads = reader.fieldnames or []
-        if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL, *BESIDES}:
-            raise ValueError(
-                f"--counts {path}: columns {', '.join(heads)}; must be {', '.join(REQUIRED)} and may be "
-                f"{', '.join(OPTIONAL)}"
-            )
-        for line in reader:
-            name = (line["source"], line["language"])
-            if name in counts:
-                raise ValueError(f"--counts {path} line {reader.line_num}: {'/'.join(name)} stands there twice")
-            numbers = {key: whole(line[key], f"--counts {path} line {reader.line_num}: {key}")
-                       for key in ("tokens", *OPTIONAL) if key in heads}  # fmt: skip
-            counts[name] = Count(**numbers)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows begins a file with a byte order mark
+    except UnicodeDecodeError:
+        raise ValueError(f"--counts {path} is not UTF-8: convert it, say with iconv") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    heads = reader.fieldnames or []
+    if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL, *BESIDES}:
+        raise ValueError(
+            f"--counts {path}: columns {', '.join(heads)}; must be {', '.join(REQUIRED)} and may be "
+            f"{', '.join(OPTIONAL)}"
+        )
+    for line in reader:
+        where = f"--counts {path} line {reader.line_num}"
+        if None in line:
+            raise ValueError(f"{where} has more fields than the head line: write 285000000 for 285,000,000")
+        name = (line["source"], line["language"])
+        if name in counts:
+            raise ValueError(f"{where}: {'/'.join(name)} stands there twice")
+        numbers = {key: whole(line[key], f"{where}: {key}") for key in ("tokens", *OPTIONAL) if key in heads}
+        counts[name] = Count(**numbers)
     return counts
 
 
