@@ -456,6 +456,15 @@ def test_a_comparison_shows_only_what_differs(tmp_path: Path) -> None:
     assert "http" not in (tmp_path / "compare.html").read_text()
 
 
+def test_a_comparison_without_sizes_takes_no_group_for_a_language(tmp_path: Path) -> None:
+    arguments = [DEMO[0], DEMO[2], f"data.root={tmp_path / 'nowhere'}", "--output", str(tmp_path)]
+    assert run(["--compare", *arguments]) == 0
+    text, page = (tmp_path / "compare.txt").read_text(), (tmp_path / "compare.html").read_text()
+    assert "share of group" in text
+    assert "Share of every group" in page
+    assert "languages)" not in text + page + (tmp_path / "compare.csv").read_text()
+
+
 def test_the_plan_needs_neither_torch_nor_composer() -> None:
     check = "import sys, mmbert.plan.__main__; sys.exit(str({'torch', 'composer', 'optimi'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)

@@ -23,7 +23,12 @@ def differing_facts(chain: Chain) -> list[Change]:
 
 
 def share_changes(chain: Chain, by: str) -> Shares:
-    """Group or language, its share in the first and in the second; those that change, the largest change first."""
+    """Group or language, its share in the first and in the second; those that change, the largest change first.
+
+    None of the languages where their sizes are unknown: a group's line stands for all of its own then.
+    """
+    if by == "language" and not all(plan.counts for plan in chain.plans):
+        return []
     first, second = ({getattr(line, by): line.share for line in total_lines(plan, by)} for plan in chain.plans)
     pairs = [(name, first.get(name, 0.0), second.get(name, 0.0)) for name in dict.fromkeys((*first, *second))]
     return sorted((pair for pair in pairs if abs(pair[2] - pair[1]) > 1e-9), key=lambda pair: -abs(pair[2] - pair[1]))
@@ -57,7 +62,8 @@ def compare_text(chain: Chain) -> str:
             f"  {label}\n    {shortened(first)}\n    {shortened(second)}" for label, first, second in rows
         )]))  # fmt: skip
     for by in ("group", "language"):
-        pairs = share_changes(chain, by)
+        if not (pairs := share_changes(chain, by)):
+            continue
         shown = pairs if by == "group" else pairs[:SHOWN]
         more = f"\n... {len(pairs) - len(shown):,} more" if len(pairs) > len(shown) else ""
         parts.append(share_rows(shown, [f"share of {by}", *heads, "points"]) + more)
@@ -88,5 +94,6 @@ def compare_page(chain: Chain) -> str:
             [text_cell(name), line_number(before), line_number(after), number_cell(100 * (after - before), "+.4f")]
             for name, before, after in share_changes(chain, by)
         ]
-        body += [f"<h2>Share of every {by} that changes</h2>", table([by, *heads, "points"], shares, sortable=True)]
+        if shares:
+            body += [f"<h2>Share of every {by} that changes</h2>", table([by, *heads, "points"], shares, sortable=True)]
     return document("plan", "What two phases do differently", f"{heads[0]} and {heads[1]}", body, OWN_CSS)
