@@ -102,7 +102,7 @@ def sample_texts(
     found = spread(partial(measure, reading=reading), [file for _, file in files], workers, "count")
     for (stream, _), size in zip(files, found, strict=True):
         sizes[stream] += size
-    if empty := ["/".join(stream) for stream, size in sizes.items() if not size.documents]:
+    if empty := [language for (_, language), size in sizes.items() if not size.documents]:
         raise ValueError(f"no text in {', '.join(empty)}: fill the file, or remove it")
     rates = sample_rates(np.array([size.characters for size in sizes.values()]), tau, budget)
     choices = {
