@@ -30,6 +30,7 @@ from mmbert.atomic import fsync, make_folder, partial_folder, publish_folder, re
 from mmbert.json_files import read_json, write_json
 
 KEPT, DROPPED, COUNTS = "kept.jsonl.zst", "dropped.jsonl.zst", "counts.json"
+RECORD = {"digest", "files", "read", "dropped", "kept"}  # keys that one of a finished language has
 WORK = ".clean"  # in the output folder: what is half done, and the records of what is finished
 PROGRAM = "python -m data_prep.clean"
 MINHASH = "minhash"
@@ -290,4 +291,5 @@ def finished(job: Job) -> dict[str, Any] | None:
     if not job.record.is_file():
         return None
     record = read_json(job.record, PROGRAM)
-    return record if record["digest"] == job.digest and record["files"] == sizes(job.text) else None
+    is_whole = record.keys() >= RECORD
+    return record if is_whole and record["digest"] == job.digest and record["files"] == sizes(job.text) else None

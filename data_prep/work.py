@@ -29,6 +29,7 @@ BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten t
 VOLUME_BYTES = 32 * 2**30
 EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
 REMEDY = "remove this folder and run the same command again"
+RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined"}  # keys that one of a stream has
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Work:
         path = self.record_path(stream)
         try:
             record = parse_object(path.read_bytes(), path, REMEDY)
-            if record["digest"] != self.digest(stream):
+            if not record.keys() >= RECORD or record["digest"] != self.digest(stream):
                 return None
             for split in SPLITS:
                 folder = stream_folder(self.output, split, stream.source, stream.language)

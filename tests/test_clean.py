@@ -159,6 +159,16 @@ def test_a_changed_file_redoes_its_language_alone(tmp_path, monkeypatch):
     assert len(records(tmp_path / "out" / "text" / "fao")) == 2
 
 
+def test_a_record_that_was_edited_redoes_its_language(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    record = tmp_path / "out" / clean_language.WORK / "finished" / "fao.json"
+    for _ in range(2):
+        run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+        written = json.loads(record.read_text())
+        del written["kept"]
+        record.write_text(json.dumps(written))
+
+
 def test_changed_thresholds_redo_their_language_alone_and_a_moved_folder_none(tmp_path):
     def digests(folder: str, **thresholds: int) -> dict[str, str]:
         (tmp_path / folder).mkdir(exist_ok=True)
