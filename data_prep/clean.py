@@ -26,6 +26,7 @@ from data_prep.clean_language import WORK, Job, filter_part, finish_language, fi
 from data_prep.documents import add_cutting_options
 from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
+from data_prep.totals import few, undivided_line
 from mmbert.atomic import remove
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.file_contents import sha256_of
@@ -108,7 +109,7 @@ def clean_all(jobs: list[Job], workers: int) -> dict[str, str]:
 
 
 def write_report(output: Path, jobs: list[Job], failed: dict[str, str]) -> str:
-    """Write clean.json; a summary of it in a line."""
+    """Write clean.json; a summary of it, and what one should look at."""
     records: dict[str, Any] = {job.language: finished(job) for job in jobs if job.language not in failed}
     for record in records.values():
         del record["digest"], record["files"]
@@ -120,7 +121,12 @@ def write_report(output: Path, jobs: list[Job], failed: dict[str, str]) -> str:
         for step, drops in record["dropped"].items():
             steps[step] = steps.get(step, 0) + drops["documents"]
     dropped = ", ".join(f"{step} dropped {number:,}" for step, number in steps.items())
-    return f"{output}: {len(records)} languages, {read:,} documents, {kept:,} kept; {dropped}"
+    lines = [f"{output}: {len(records)} languages, {read:,} documents, {kept:,} kept; {dropped}"]
+    if emptied := [language for language, record in records.items() if not record["kept"]["documents"]]:
+        lines.append(f"nothing was kept of {few(emptied)}")
+    if undivided := [path for record in records.values() for path in record.get("undivided", [])]:
+        lines.append(undivided_line(undivided))
+    return "\n".join(lines)
 
 
 def check_places(location: str, output: Path) -> None:

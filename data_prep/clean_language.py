@@ -26,6 +26,7 @@ from data_prep.clean_filters import Cleaning, make_filters
 from data_prep.formats import read_texts
 from data_prep.inputs import InputFile
 from data_prep.words import words_of
+from data_prep.work import is_undivided
 from mmbert.atomic import fsync, make_folder, partial_folder, publish_folder, remove
 from mmbert.json_files import read_json, write_json
 
@@ -149,8 +150,8 @@ def filter_part(job: Job, number: int) -> None:
             filters, skipped = make_filters(
                 job.cleaning, job.language, lambda step: drops.setdefault(step, Tally(file, step))
             )
-            read = Tally()
-            documents = with_text(read.through(documents_of(job, number)), drops["empty"])
+            read, undivided = Tally(), list[str]()
+            documents = with_text(read.through(documents_of(job, number, undivided)), drops["empty"])
             for each in filters.values():
                 documents = each(documents, number, len(job.parts))
             documents = kept.through(documents)
@@ -160,15 +161,19 @@ def filter_part(job: Job, number: int) -> None:
                 deque(documents, maxlen=0)
         dropped = {step: tally.counts() for step, tally in drops.items() if step not in skipped}
         counts = {"read": read.counts(), "dropped": dropped, "kept": kept.counts(), "skipped": skipped}
-        (partial / COUNTS).write_text(json.dumps(counts))
+        (partial / COUNTS).write_text(json.dumps({**counts, "undivided": undivided}))
         publish_folder(partial, folder)
 
 
-def documents_of(job: Job, number: int) -> Iterator[Document]:
-    """All documents of a part's files, in their order."""
+def documents_of(job: Job, number: int, undivided: list[str]) -> Iterator[Document]:
+    """All documents of a part's files, in their order; files that are taken for undivided are added to the list."""
     for file in job.parts[number]:
+        found = 0
         for text in read_texts(file, job.text_key, job.whole_txt):
+            found += 1
             yield Document(text, id="")
+        if not job.whole_txt and is_undivided(file, found):
+            undivided.append(file.path)
 
 
 def with_text(documents: Iterable[Document], drops: Tally) -> DocumentsPipeline:
@@ -273,7 +278,9 @@ def add_counts(counts: list[dict[str, Any]], kept: Tally, near: Tally | None) ->
     if near:
         dropped[MINHASH] = near.counts()
     read = sums([part["read"] for part in counts])
-    return {"read": read, "dropped": dropped, "kept": kept.counts(), "skipped": counts[0]["skipped"]}
+    undivided = [path for part in counts for path in part.get("undivided", [])]  # which once was not counted
+    result = {"read": read, "dropped": dropped, "kept": kept.counts(), "skipped": counts[0]["skipped"]}
+    return {**result, "undivided": undivided}
 
 
 def sums(counts: list[dict[str, Any]]) -> dict[str, int]:

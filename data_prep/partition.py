@@ -19,15 +19,14 @@ from data_prep.batches import batches
 from data_prep.documents import text_documents
 from data_prep.formats import BrokenInputError
 from data_prep.from_mds import read_token_documents
-from data_prep.inputs import InputFile, format_of
-from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load, text_bytes
+from data_prep.inputs import InputFile
+from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, is_undivided, load
 from mmbert.atomic import fsync, make_folder, write_file
 from mmbert.file_contents import parse_object
 
 RUN_BYTES = 256 * 2**20  # in memory at a time
 LENGTH_BYTES = 4
 LARGEST_DOCUMENT = 2 ** (8 * LENGTH_BYTES) - 1  # bytes
-UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 
 
 @dataclass
@@ -89,10 +88,9 @@ def ids(file: InputFile, settings: Settings) -> Iterator[bytes]:
 
 
 def undivided(file: InputFile, num_documents: int, settings: Settings) -> list[str]:
-    """The path of a file that most likely has a document on each line, and was read as a single one; else nothing."""
-    if settings.reader != "text" or settings.whole_txt or num_documents > 1 or text_bytes(file) < UNDIVIDED_BYTES:
-        return []
-    return [file.path] if format_of(file.path)[0] == ".txt" else []
+    """The path of a file that is taken for undivided, in a list; else nothing."""
+    is_cut = settings.reader == "text" and not settings.whole_txt
+    return [file.path] if is_cut and is_undivided(file, num_documents) else []
 
 
 def bucket_of(payload: bytes, num_buckets: int) -> int:

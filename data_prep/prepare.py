@@ -21,7 +21,7 @@ from data_prep.language_codes import canonical
 from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import DEFAULT_HELDOUT_RATE, check_heldout_rate
-from data_prep.totals import few, totals_table
+from data_prep.totals import few, totals_table, undivided_line
 from data_prep.work import Settings, Work, check_output, plan, write_plan
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import read_manifest, stream_folder
@@ -126,10 +126,7 @@ def report(work: Work, num_new: int) -> int:
     if textless:
         print(f"no rows were made of {few(textless)}: there is no text in their files")
     if undivided:
-        print(
-            f"{len(undivided)} .txt files have no blank line, and each was taken as one document: {few(undivided)}; "
-            "blank lines tell documents apart: if each line is one, put them in (sed G); else give --whole-txt"
-        )
+        print(undivided_line(undivided))
     print(f"{num_new} streams made, {len(work.streams) - num_new} were up to date")
     made = {(manifest.source, manifest.language) for manifest in manifests}
     train = {(folder.parent.name, folder.name) for folder in work.output.glob("train/*/[!.]*")}

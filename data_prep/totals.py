@@ -11,6 +11,14 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
+def undivided_line(paths: Sequence[str]) -> str:
+    """What to do about .txt files that were taken as one document for want of a blank line."""
+    return (
+        f"{len(paths)} .txt files have no blank line, and each was taken as one document: {few(paths)}; blank lines "
+        "tell documents apart: if each line is one, put them in (sed G); else give --whole-txt"
+    )
+
+
 def totals_table(manifests: Sequence[Manifest]) -> str:
     """One line per split; fill is the share of the rows' room that tokens take."""
     columns = ("languages", "documents", "rows", "tokens", "fill", "bytes/token")

@@ -28,6 +28,7 @@ FOLDER = ".prepare"  # in the output folder: plans and their logs, what is half 
 BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten times that in memory
 VOLUME_BYTES = 32 * 2**30
 EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
+UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 REMEDY = "remove this folder and run the same command again"
 RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined"}  # keys that one of a stream has
 
@@ -218,6 +219,11 @@ def text_bytes(file: InputFile) -> int:
     """About how much text a file holds."""
     suffix, compression = format_of(file.path)
     return file.size * EXPANSION.get(compression or suffix, 1)
+
+
+def is_undivided(file: InputFile, num_documents: int) -> bool:
+    """Whether a file most likely has a document on each line, and was read as a single one for want of blank lines."""
+    return num_documents == 1 and format_of(file.path)[0] == ".txt" and text_bytes(file) >= UNDIVIDED_BYTES
 
 
 def check_output(output: Path) -> list[Path]:

@@ -169,6 +169,17 @@ def test_a_record_that_was_edited_redoes_its_language(tmp_path, monkeypatch):
         record.write_text(json.dumps(written))
 
 
+def test_a_large_txt_without_blank_lines_and_a_language_that_is_emptied_are_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "fao.txt").write_text("\n".join(f"beda gola {'suna ' * 9} {number}" for number in range(2000)))
+    write_jsonl(tmp_path / "in" / "isl.jsonl", ["short"])
+    for _ in range(2):  # it is told again when nothing is left to do
+        run(monkeypatch, tmp_path / "in", tmp_path / "out", "--quality", "gopher", "--workers", "1")
+        said = capsys.readouterr().out
+        assert "nothing was kept of isl\n" in said
+        assert f"each was taken as one document: {tmp_path / 'in' / 'fao.txt'}; blank lines tell" in said
+
+
 def test_changed_thresholds_redo_their_language_alone_and_a_moved_folder_none(tmp_path):
     def digests(folder: str, **thresholds: int) -> dict[str, str]:
         (tmp_path / folder).mkdir(exist_ok=True)
