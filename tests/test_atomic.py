@@ -43,6 +43,19 @@ def test_publishing_replaces_the_older_folder_as_a_whole(tmp_path: Path) -> None
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["new"]
 
 
+@pytest.mark.parametrize("other", ["a", "b", "b/c"])
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "target"
+    for _ in range(2):
+        publish_files(folder, {"a": b"1"})
+    path = folder / other
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"2")
+    with pytest.raises(FileExistsError, match="exists with other content: remove it, or choose another output folder"):
+        publish_files(folder, {"a": b"1"})
+    assert path.read_bytes() == b"2"
+
+
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / ".target.partial").mkdir()
     (tmp_path / ".target.partial" / "torn").touch()

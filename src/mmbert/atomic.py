@@ -112,7 +112,7 @@ def publish_files(target: Path, files: dict[str, bytes]) -> None:
         FileExistsError: `target` exists with other content. Nothing is overwritten.
     """
     if target.exists():
-        if target.is_dir() and {path.name: path.read_bytes() for path in target.iterdir()} == files:
+        if target.is_dir() and {path.name: path.is_file() and path.read_bytes() for path in target.iterdir()} == files:
             return
         raise FileExistsError(f"{target} exists with other content: remove it, or choose another output folder")
     with partial_folder(target) as partial:
