@@ -68,8 +68,8 @@ def find_inputs(config: MergeConfig) -> list[Input]:
         folders = checkpoints_of_mean(find_checkpoint(root, "exponential.run", method.run))
         if len(folders) < 2:
             raise ValueError(
-                f"exponential.run = {method.run} holds one checkpoint, and a mean needs two or more; train it again "
-                "with a larger checkpoint.keep"
+                f"exponential.run = {method.run} holds one checkpoint that counts, one of each checkpoint.interval, "
+                "and a mean needs two or more; train it again with a smaller interval or a larger checkpoint.keep"
             )
         weights = exponential_weights(len(folders), method.ratio)
         found = [Input("exponential.run", *pair) for pair in zip(folders, weights, strict=True)]
