@@ -74,17 +74,12 @@ def train(texts: list[str], vocab_size: int, needed: Iterable[str] = ()) -> dict
             "leave no room for words; choose a larger one"
         )
     most = len(reserved) + len(alphabet) + sum(map(len, texts))  # a merge shortens the text by a token at least
-    if vocab_size > most:  # for which tokenizers would ask for memory first, and abort
-        raise ValueError(
-            f"--vocab-size {vocab_size}: the text is so small that it gives fewer than {most} tokens; choose fewer, or "
-            "add text"
-        )
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     # The trainer breaks ties between rare characters by the order of a hash map: hand it the final alphabet.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=min(vocab_size, most),  # tokenizers asks for the memory of so many first, and aborts
         special_tokens=reserved,
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
