@@ -33,12 +33,12 @@ class SpikeRollback(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Follow the loss of all ranks, and roll back when it has been high for `patience` steps."""
-        if self.config is None:
+        if (config := self.config) is None:
             return
         if not self.finite.reason:
-            loss, config = float(state.total_loss_dict["loss/train/total"]), self.config
+            loss = float(state.total_loss_dict["loss/train/total"])
             self.calm, self.num_high = count_high(loss, self.calm, self.num_high, config.sigma, config.window)
-            if self.num_high == self.config.patience:
+            if self.num_high == config.patience:
                 self.roll_back(state)
         self.checkpointing.keeps_all = self.num_high > 0  # this may be a spike: what is from before must stay
 

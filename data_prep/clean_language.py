@@ -160,8 +160,11 @@ def filter_part(job: Job, number: int) -> None:
             else:
                 deque(documents, maxlen=0)
         dropped = {step: tally.counts() for step, tally in drops.items() if step not in skipped}
-        counts = {"read": read.counts(), "dropped": dropped, "kept": kept.counts(), "skipped": skipped}
-        (partial / COUNTS).write_text(json.dumps({**counts, "undivided": undivided}))
+        counts = {
+            "read": read.counts(), "dropped": dropped, "kept": kept.counts(), "skipped": skipped,
+            "undivided": undivided,
+        }  # fmt: skip
+        (partial / COUNTS).write_text(json.dumps(counts))
         publish_folder(partial, folder)
 
 
@@ -279,8 +282,10 @@ def add_counts(counts: list[dict[str, Any]], kept: Tally, near: Tally | None) ->
         dropped[MINHASH] = near.counts()
     read = sums([part["read"] for part in counts])
     undivided = [path for part in counts for path in part.get("undivided", [])]  # which once was not counted
-    result = {"read": read, "dropped": dropped, "kept": kept.counts(), "skipped": counts[0]["skipped"]}
-    return {**result, "undivided": undivided}
+    return {
+        "read": read, "dropped": dropped, "kept": kept.counts(), "skipped": counts[0]["skipped"],
+        "undivided": undivided,
+    }  # fmt: skip
 
 
 def sums(counts: list[dict[str, Any]]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from mmbert.preflight.meeting import Place
 from mmbert.remote_rows import find_rows
 from mmbert.run_lock import hold_run
 from mmbert.streams import mixture_streams
-from mmbert.tokenizer import load_tokenizer
+from mmbert.tokenizer import Tokenizer, load_tokenizer
 
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_BYTES = 1 << 30  # what NCCL's documentation gives a container: --shm-size=1g
@@ -99,28 +100,18 @@ def check_caches() -> None:
                 raise OSError(f"{name} = {folder} cannot be written: {error.strerror}") from None
 
 
-def check_rows(config: RunConfig, place: Place) -> None:
+def check_rows(config: RunConfig, place: Place, tokenizer: Tokenizer) -> None:
     """This node sees every stream of the mixture whole: its manifest, its index, and the sizes of its shards.
 
     Of streams in an object store it fetches the manifests. Training reads the sha256 of a shard before the first row of
-    it. The ranks of a node divide the streams.
+    it, also of those of `validation`. The ranks of a node divide the streams.
 
     Raises:
         OSError, ValueError: names the file.
     """
-    tokenizer = load_tokenizer(Path(config.tokenizer))
     streams, _ = mixture_streams(config)
     if own := streams[place.local_rank :: place.local_world_size]:
         find_rows(config.data, own, config.max_seq_len, tokenizer)
-
-
-def check_heldout_rows(config: RunConfig) -> None:
-    """This node sees what `validation` reads; the sha256 of these shards, too, is read by training.
-
-    Raises:
-        OSError, ValueError: names the file.
-    """
-    check_validation(config, load_tokenizer(Path(config.tokenizer)))
 
 
 def check_run_root(config: RunConfig) -> None:
@@ -160,7 +151,7 @@ def check_port(place: Place) -> None:
             ) from None
 
 
-def faults_of(checks: Iterable[Callable[[], None]]) -> list[str]:
+def faults_of(checks: Iterable[Callable[[], object]]) -> list[str]:
     """What the checks find, all of them."""
     faults = []
     for check in checks:
@@ -173,13 +164,14 @@ def faults_of(checks: Iterable[Callable[[], None]]) -> list[str]:
 
 def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
     """Every fault that this rank can find alone."""
-    checks: list[Callable[[], None]] = [lambda: check_rows(config, place)]
+    tokenizer = cache(lambda: load_tokenizer(Path(config.tokenizer)))  # Gemma 2's takes a second
+    checks: list[Callable[[], object]] = [lambda: check_rows(config, place, tokenizer())]
     if on_gpu := on_gpus(config, gpus):
         checks += [lambda: check_gpus(place, gpus)]
         checks += [check_shared_memory] if place.local_world_size > 1 else []
         checks += [check_c_compiler] if place.local_rank == 0 else []
     if place.local_rank == 0:
-        checks += [lambda: check_heldout_rows(config), check_caches]
+        checks += [lambda: check_validation(config, tokenizer()), check_caches]
         checks += [lambda: check_kernel(config.model.attention, on_gpu, config.precision)]
     if place.rank == 0:
         checks += [lambda: check_run_root(config)]
