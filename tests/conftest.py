@@ -1,4 +1,5 @@
 """A small corpus in six invented languages, its tokenizer and its shards, made once a session."""
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data_prep.train_tokenizer import train
 from data_prep.work import Settings
 from mmbert.tokenizer import save_tokenizer
 from tests.faults.reliability import FIGURES, Reliability
+from tests.merges import save_decays
 from tests.training_runs import Outcome, write_yamls
 from tests.training_runs import train as train_phase
 
@@ -97,3 +99,17 @@ def finished(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Finish
         outcomes[phase] = train_phase([folder / f"{phase}.yaml"], folder / f"{phase}.jsonl")
         assert outcomes[phase].exit_code == 0, outcomes[phase].output
     return folder, outcomes
+
+
+@pytest.fixture(scope="session")
+def decays(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run root of what tests of merging merge."""
+    root = tmp_path_factory.mktemp("decays") / "runs"
+    save_decays(root, corpus.tokenizer)
+    return root
+
+
+@pytest.fixture
+def runs(decays: Path, tmp_path: Path) -> Path:
+    """A copy of them that a test may break."""
+    return shutil.copytree(decays, tmp_path / "runs")

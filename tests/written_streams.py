@@ -1,10 +1,12 @@
-"""Streams of given documents, as data preparation leaves them."""
+"""Streams of given documents, as data preparation leaves them, and tables of the sizes of others."""
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.rows import Shape, write_index, write_shard
+from mmbert.config import load_config
 from mmbert.manifest import Manifest, ShardRecord, shard_name, stream_folder, write_manifest
 from mmbert.packing import TokenIds
+from mmbert.streams import mixture_streams
 from mmbert.tokenizer import Tokenizer
 
 
@@ -35,3 +37,11 @@ def write_stream(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def write_counts(path: Path, configs: list[str], tokens: int = 10**9) -> Path:
+    """A table in which every stream of these YAMLs has some tokens, and no two the same."""
+    names = dict.fromkeys(name for config in configs for name in mixture_streams(load_config(config))[0])
+    lines = [f"{source},{language},{tokens + number}" for number, (source, language) in enumerate(names)]
+    path.write_text("\n".join(["source,language,tokens", *lines]) + "\n")
+    return path
