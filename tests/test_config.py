@@ -123,6 +123,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("name=${nowhere}", "nowhere"),
         ("nothing", "write key.sub=value"),
         ("name=[", "no valid YAML"),
+        ("[=3", "'[=3' is no override; write key.sub=value"),
     ],
 )
 def test_bad_values_are_refused_with_key_value_and_remedy(override: str, words: str) -> None:

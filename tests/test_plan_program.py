@@ -66,6 +66,7 @@ def test_an_error_is_written_and_ends_with_status_1(tmp_path: Path) -> None:
         ("source,language,tokens\na,b,1\na,b,2\n", "line 3: a/b stands there twice"),
         ("source,language,tokens\na,b,1.5\n", "line 2: tokens = '1.5' must be a whole number"),
         ("source,language,tokens\na,b,0\n", "line 2: tokens = '0' must be a whole number above 0"),
+        ("source,language,tokens\n" + "a" * 200_000 + ",b,1\n", "is no table: field larger than field limit"),
         ("source,language,tokens\na,b,285,000,000\n", "line 2 has more fields than the head line: write 285000000"),
     ],
 )

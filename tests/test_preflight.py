@@ -96,10 +96,12 @@ def test_a_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         checks.check_shared_memory()
 
 
+@pytest.mark.parametrize("rule", ["keep=1000000000000", "keep_every=1"])
 def test_a_disk_without_room_for_the_checkpoints_is_named(
-    yaml: Path, capfd: pytest.CaptureFixture[str]
+    yaml: Path, capfd: pytest.CaptureFixture[str], rule: str
 ) -> None:
-    assert "are needed for checkpoints" in refused([str(yaml), "checkpoint.keep=1000000000000"], capfd)
+    many = ["duration=1T", "checkpoint.interval=1M", f"checkpoint.{rule}"]
+    assert "are needed for checkpoints" in refused([str(yaml), *many], capfd)
 
 
 def test_a_port_that_is_taken_is_named(yaml: Path) -> None:

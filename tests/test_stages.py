@@ -83,8 +83,22 @@ def test_a_merge_takes_the_overrides_that_it_has_and_no_others_alone(untrained: 
 def test_a_merge_of_a_run_that_is_nowhere_is_refused(untrained: Path) -> None:
     runs = "{phase2: 1, phase4/step-0000000001: 1}"
     path = write_merge(untrained, f"ties: {{base: phase1, runs: {runs}, density: 1, scale: 1}}")
-    with pytest.raises(ValueError, match="phase4, which it merges, has not run; name the YAML of phase4 before it"):
+    wanted = "phase4/step-0000000001, which it merges, is not there; name the YAML of phase4 before it"
+    with pytest.raises(ValueError, match=wanted):
         stages([*yamls(untrained, *PHASES), path])
+
+
+def test_a_merge_of_a_run_that_still_runs_is_refused_but_not_of_a_checkpoint_of_it(
+    corpus: Corpus, untrained: Path
+) -> None:
+    save_run(untrained / "runs", "phase1", 0, corpus.tokenizer)
+    save_run(untrained / "runs", "phase2", 1, corpus.tokenizer)
+    save_run(untrained / "runs", "phase3", 2, corpus.tokenizer, finished=False)
+    method = "ties: {base: phase1, runs: {phase2: 1, phase3: 1}, density: 1, scale: 1}"
+    with pytest.raises(ValueError, match="phase3, which it merges, has not run to its end; name the YAML of phase3"):
+        stages([write_merge(untrained, method)])
+    path = write_merge(untrained, method.replace("phase3", "phase3/step-0000000008"))
+    assert stages([path])[0].needs == ()
 
 
 def test_a_phase_may_go_on_from_a_merge(untrained: Path) -> None:
@@ -158,6 +172,21 @@ def test_held_out_rows_in_an_object_store_are_refused_before_anything_is_queued(
     with pytest.raises(ValueError, match=r"phase1: validation.root = s3://bucket/rows .* or give --train-only"):
         stages(yamls(untrained, "phase1"), remote)
     assert [stage.name for stage in stages(yamls(untrained, "phase1"), remote, train_only=True)] == ["phase1"]
+
+
+@pytest.mark.parametrize("change", ["rows: 3", "root: others", "source: others"])
+def test_phases_that_are_evaluated_on_different_text_are_refused_before_anything_is_queued(
+    untrained: Path, change: str
+) -> None:
+    (untrained / "other.yaml").write_text(f"extends: [phase2.yaml]\nvalidation: {{{change}}}\n")
+    for name in ("phase1", "phase2"):
+        with (untrained / f"{name}.yaml").open("a") as file:
+            file.write(f"validation: {VALIDATION.partition('=')[2]}\n")
+    chain = yamls(untrained, "phase1", "other")
+    with pytest.raises(ValueError, match=rf"^validation\.{change[:4]}.* of phase2 is .* in phase1.*or --train-only$"):
+        stages(chain)
+    assert len(stages(chain, train_only=True)) == 2
+    assert stages(chain, ["validation={root: rows, source: invented, rows: 5}"])[-1].name == "report"
 
 
 def test_without_validation_nothing_is_evaluated(untrained: Path) -> None:

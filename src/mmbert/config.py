@@ -409,6 +409,8 @@ def build_config(cls: type[T], tree: DictConfig, path: str | Path, overrides: Se
             raise ValueError(f"{override!r} is no valid YAML: {in_one_line(error)}") from None
         try:
             OmegaConf.update(tree, key, parsed, merge=True, force_add=True)
+        except IndexError:  # of "[", in which OmegaConf finds no key
+            raise ValueError(f"{override!r} is no override; write key.sub=value") from None
         except TypeError:
             raise ValueError(
                 f"{override!r}: a list cannot take the place of a mapping, nor a mapping that of a list"

@@ -95,11 +95,15 @@ class MergeConfig:
         return method
 
     @property
+    def entries(self) -> list[str]:
+        """What the YAML names: runs, or checkpoints of them."""
+        method = self.method
+        return [method.base, *method.runs] if isinstance(method, TiesConfig) else [method.run]
+
+    @property
     def runs(self) -> tuple[str, ...]:
         """Names of the runs that are read."""
-        method = self.method
-        entries = [method.base, *method.runs] if isinstance(method, TiesConfig) else [method.run]
-        return tuple(dict.fromkeys(run_of(entry) for entry in entries))
+        return tuple(dict.fromkeys(map(run_of, self.entries)))
 
 
 def run_of(entry: str) -> str:

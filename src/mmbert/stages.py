@@ -5,8 +5,9 @@ trained; a report, of two evaluations or more, is the last. One line a stage, fo
 `done` or `todo`, the stages that it needs, and the arguments of Python, between tabs.
 """
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,15 @@ def merging(path: str, config: MergeConfig, overrides: Sequence[str], earlier: S
     """Merge runs.
 
     Raises:
-        ValueError: one of them is neither there nor among the earlier ones.
+        ValueError: one of them is not among the earlier ones, and has not ended, or lacks the checkpoint that is named.
     """
     needs = tuple(other.name for other in earlier if other.name in config.runs)
-    for run in config.runs:
-        if run not in needs and not (Path(config.run_root) / run).is_dir():
-            raise ValueError(f"{path}: {run}, which it merges, has not run; name the YAML of {run} before it")
+    for entry in config.entries:
+        run, _, step = entry.partition("/")
+        folder = Path(config.run_root) / entry
+        if run not in needs and not (folder.is_dir() if step else has_ended(folder)):
+            wanted = "is not there" if step else "has not run to its end"
+            raise ValueError(f"{path}: {entry}, which it merges, {wanted}; name the YAML of {run} before it")
     arguments = ("-m", "mmbert.merge", path, *of_merges(overrides))
     return Stage(config.name, config.run_folder, needs, arguments, is_merged(config))
 
@@ -169,8 +173,8 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
         overrides: `key.sub=value`, for every phase, and for a merge where it has the key.
 
     Raises:
-        FileNotFoundError, ValueError: a configuration cannot be read, a parent is missing, the run roots differ, or
-            two names do not.
+        FileNotFoundError, ValueError: a configuration cannot be read, a parent is missing, the run roots or the texts
+            that are evaluated differ, or two names do not.
     """
     configs = load_all(paths, overrides)
     if len(roots := sorted({config.run_root for config in configs})) > 1:
@@ -193,8 +197,29 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
         converted = conversion(config, trained)
         found += [converted, *evaluation(config, converted)]
     evaluated = [stage for stage in found if stage.result.name == "bits_per_byte.json"]
-    phases = [config.name for config in configs if config.validation]
-    return [*found, report(roots[0], phases, evaluated)] if len(evaluated) > 1 else found
+    phases = {config.name: config.validation for config in configs if config.validation}
+    if len(evaluated) < 2:
+        return found
+    check_comparable(phases)
+    return [*found, report(roots[0], list(phases), evaluated)]
+
+
+def check_comparable(validations: Mapping[str, ValidationConfig]) -> None:
+    """Refuse phases whose scores the report could not compare.
+
+    Args:
+        validations: phase -> its section.
+
+    Raises:
+        ValueError: they are to be evaluated on different text; names two phases.
+    """
+    (first, reference), *others = validations.items()
+    for key, (name, validation) in product(("root", "source", "rows"), others):
+        if (own := getattr(validation, key)) != (wanted := getattr(reference, key)):
+            raise ValueError(
+                f"validation.{key} = {own} of {name} is {wanted} in {first}, and the report compares what both score: "
+                f"give all phases one (validation.{key}=...), or --train-only"
+            )
 
 
 def load_all(paths: Sequence[str], overrides: Sequence[str]) -> list[AnyConfig]:

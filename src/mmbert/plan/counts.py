@@ -66,15 +66,18 @@ def read_counts(path: Path) -> dict[Name, Count]:
         text = path.read_text(encoding="utf-8-sig")  # Windows begins a file with a byte order mark
     except UnicodeDecodeError:
         raise ValueError(f"--counts {path} is not UTF-8: convert it, say with iconv") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    heads = reader.fieldnames or []
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        heads, lines = reader.fieldnames or [], [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise ValueError(f"--counts {path} is no table: {error}") from None
     if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL, *BESIDES}:
         raise ValueError(
             f"--counts {path}: columns {', '.join(heads)}; must be {', '.join(REQUIRED)} and may be "
             f"{', '.join(OPTIONAL)}"
         )
-    for line in reader:
-        where = f"--counts {path} line {reader.line_num}"
+    for number, line in lines:
+        where = f"--counts {path} line {number}"
         if None in line:
             raise ValueError(f"{where} has more fields than the head line: write 285000000 for 285,000,000")
         name = (line["source"], line["language"])

@@ -19,6 +19,7 @@ from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
 from mmbert.heldout import check_validation
 from mmbert.model import MmBertForMaskedLM
+from mmbert.plan.numbers import checkpoints_that_stay, saves
 from mmbert.preflight.meeting import Place
 from mmbert.remote_rows import find_rows
 from mmbert.run_lock import hold_run
@@ -115,21 +116,24 @@ def check_rows(config: RunConfig, place: Place, tokenizer: Tokenizer) -> None:
 
 
 def check_run_root(config: RunConfig) -> None:
-    """There is room for one checkpoint more than those that stay, and files there can be locked; for rank 0.
+    """There is room for all checkpoints that are to come, and files there can be locked; for rank 0.
 
     Raises:
         OSError: says what is needed and what is free, or that there are no locks.
     """
     with torch.device("meta"):
         size = checkpoint_bytes(MmBertForMaskedLM(config.model))
-    needed = size * max(1, config.checkpoint.keep + 1 - len(step_folders(config.run_folder)))
+    rule, step_tokens = config.checkpoint, config.global_train_batch_size * config.max_seq_len
+    saved = saves(config.duration, rule.interval, step_tokens)
+    _, most = checkpoints_that_stay(saved, rule.keep, rule.keep_every)
+    needed = size * max(1, most - len(step_folders(config.run_folder)))
     root = Path(config.run_root)
     root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(root).free
     if free < needed:
         raise OSError(
-            f"{root} has {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} are needed for checkpoints: free some, or "
-            "choose another run_root"
+            f"{root} has {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} are needed for checkpoints: free some, choose "
+            "another run_root, or let fewer stay (checkpoint.keep, checkpoint.keep_every)"
         )
     with tempfile.TemporaryDirectory(prefix=".preflight-", dir=root) as folder:
         hold_run(Path(folder)).release()
