@@ -1,6 +1,7 @@
 """The plan: its arithmetic against brute force and the real model, its promises against a real training."""
 import csv
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -206,13 +207,15 @@ def test_what_training_refuses_of_rows_that_are_there_is_an_error_of_the_plan(co
     validated = f"validation={{interval: 1K, source: invented, root: {corpus.shards[64]}, languages: [laa]}}"
     assert not errors(validated)
     assert "heldout/invented/z does not exist" in errors(validated, "validation.languages=[z]")
-    assert "rows of 128 tokens, max_seq_len is 64" in errors(validated, f"validation.root={corpus.shards[128]}")
-    assert "has rows of 64 tokens, max_seq_len is 128; point data.root" in errors(
+    assert "has rows of 128 tokens" in errors(validated, f"validation.root={corpus.shards[128]}")
+    assert "row_length is 64, the run wants 128; name a folder" in errors(
         "max_seq_len=128", "model.max_position_embeddings=128"
     )
-    assert "there is no nowhere/tokenizer.json below" in errors("tokenizer=nowhere")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert "is another than the one that made the rows" in errors(f"tokenizer={tmp_path}")
+    assert "model.vocab_size = 999 must be the" in errors("model.vocab_size=999")
+    assert "tokenizer folder nowhere does not exist below" in errors("tokenizer=nowhere")
+    other = shutil.copytree(corpus.tokenizer, tmp_path / "other")
+    (other / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes() + b" ")
+    assert "name the tokenizer that made the rows" in errors(f"tokenizer={other}")
 
 
 def test_a_last_step_behind_duration_is_no_break_of_max_repeats(corpus: Corpus, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from mmbert.config import RunConfig
 from mmbert.fixed_masks import fixed_mask, mask_key, maskable_positions
 from mmbert.manifest import Manifest, check_stream, list_languages, read_manifest, stream_folder
 from mmbert.packing import TokenIds
-from mmbert.remote_rows import RemoteRows
+from mmbert.remote_rows import RemoteRows, place_of
 from mmbert.shards import LanguageShards
 from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer
@@ -76,12 +76,14 @@ def check_heldout(
     tokenizer: Tokenizer,
     languages: Sequence[str] | None = None,
     remote: RemoteRows | None = None,
+    is_whole: bool = True,
 ) -> list[Manifest]:
     """Manifest of every held-out language of `source`, its files checked.
 
     Args:
         languages: those that are wanted; None for all that are there.
         remote: where the shards come from, if `shards` is its folder; it cannot tell what languages are there.
+        is_whole: whether all files of a folder must be there, and not the manifests alone.
 
     Raises:
         FileNotFoundError, ValueError: there is no language, or one is damaged or has tokens of another tokenizer than
@@ -95,13 +97,16 @@ def check_heldout(
     def check(folder: Path) -> Manifest:
         """A row may have any length here: its documents are scored one by one."""
         row_length = read_manifest(folder).row_length
-        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole=not remote)
+        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole and not remote)
 
     return list(remote.open_streams(folders, check) if remote else map(check, folders))
 
 
-def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest, ...]:
-    """Manifest of every language to validate, its files checked; none where the configuration has no validation.
+def check_validation(config: RunConfig, tokenizer: Tokenizer, is_whole: bool = True) -> tuple[Manifest, ...]:
+    """Manifest of every language to validate, all checked; none where the configuration has no validation.
+
+    Args:
+        is_whole: see `check_heldout`.
 
     Raises:
         ValueError: one is missing, damaged, of another tokenizer, or of longer rows than the run's, or cannot be had.
@@ -110,8 +115,8 @@ def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest,
         return ()
     languages = read_languages(validation.languages, "validation.languages")
     try:
-        folder, remote = place_of(config)
-        manifests = check_heldout(folder, validation.source, tokenizer, languages, remote)
+        folder, remote = place_of(validation.root, config.data)
+        manifests = check_heldout(folder, validation.source, tokenizer, languages, remote, is_whole)
     except (OSError, ValueError) as error:
         raise ValueError(f"validation: {error}") from None
     longest = max(manifest.row_length for manifest in manifests)
@@ -121,13 +126,6 @@ def check_validation(config: RunConfig, tokenizer: Tokenizer) -> tuple[Manifest,
             f"{config.max_seq_len}: name shards whose rows are no longer"
         )
     return tuple(manifests)
-
-
-def place_of(config: RunConfig) -> tuple[Path, RemoteRows | None]:
-    """The local root of the validation's shards, and where they come from, if not from there alone."""
-    assert config.validation is not None
-    remote = RemoteRows.at(config.validation.root, config.data)
-    return remote.folder if remote else Path(config.validation.root), remote
 
 
 def read_heldout(

@@ -73,14 +73,6 @@ class RemoteRows:
     cache: Path
     limit: int | None = None
 
-    @classmethod
-    def at(cls, root: str, data: DataConfig) -> "RemoteRows | None":
-        """Those below `root`; None where it is a folder."""
-        if not is_remote(root):
-            return None
-        assert data.cache is not None
-        return cls(root.rstrip("/"), Path(data.cache), data.cache_limit)
-
     @property
     def folder(self) -> Path:
         """The local root: below it everything has the place that it has below the URL."""
@@ -244,27 +236,36 @@ class RemoteRows:
         return 0
 
 
+def place_of(root: str, data: DataConfig) -> tuple[Path, RemoteRows | None]:
+    """The local root of the rows below `root`, and where their shards come from, if not from there alone."""
+    if not is_remote(root):
+        return Path(root), None
+    assert data.cache is not None
+    remote = RemoteRows(root.rstrip("/"), Path(data.cache), data.cache_limit)
+    return remote.folder, remote
+
+
 def find_rows(
-    data: DataConfig, streams: Sequence[tuple[str, str]], row_length: int, tokenizer: Tokenizer
+    data: DataConfig, streams: Sequence[tuple[str, str]], row_length: int, tokenizer: Tokenizer, is_whole: bool = True
 ) -> tuple[tuple[Path, ...], tuple[Manifest, ...], RemoteRows | None]:
     """Folder and manifest of the training rows of each stream, all checked, and where their shards come from.
 
     Args:
         streams: source and language of each.
         row_length: most token ids that the run allows in a row.
+        is_whole: whether all files of a folder must be there, and not the manifests alone.
 
     Raises:
         OSError, ValueError: a stream is missing, empty, or was made with another tokenizer or row length; or the object
             store cannot be read.
     """
-    remote = RemoteRows.at(data.root, data)
-    root = remote.folder if remote else Path(data.root)
+    root, remote = place_of(data.root, data)
     folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
-    facts = (row_length, tokenizer.digest, tokenizer.vocab_size)
-    if remote:
-        manifests = remote.open_streams(folders, lambda folder: check_stream(folder, *facts, is_whole=False))
-        return folders, manifests, remote
-    return folders, tuple(check_stream(folder, *facts) for folder in folders), None
+
+    def check(folder: Path) -> Manifest:
+        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole and not remote)
+
+    return folders, remote.open_streams(folders, check) if remote else tuple(map(check, folders)), remote
 
 
 class Prefetcher:

@@ -154,6 +154,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     )
 
 
+def tokenizer_of_run(folder: str, vocab_size: int) -> Tokenizer:
+    """Load a run's tokenizer and check that `vocab_size`, its model's, fits; see `load_tokenizer`."""
+    tokenizer = load_tokenizer(Path(folder))
+    remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
+    tokenizer.check_vocabulary("model.vocab_size", vocab_size, remedy)
+    return tokenizer
+
+
 def adopt_tokenizer(source: Path, target: Path) -> Tokenizer:
     """Copy any folder that holds a tokenizer.json, Gemma 2's and ModernBERT's included, to one that keeps the contract.
 

@@ -39,7 +39,7 @@ from mmbert.optim import build_optimizer
 from mmbert.processes import open_files_allowed
 from mmbert.ranks import Ranks
 from mmbert.run_lock import RunLock, hold_run
-from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.tokenizer import Tokenizer, tokenizer_of_run
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +76,7 @@ class Phase:
         device = device_of(config)
         if device == "gpu":
             check_c_compiler()
-        tokenizer = load_tokenizer(Path(config.tokenizer))
-        remedy = f"write model.vocab_size: {tokenizer.vocab_size}, or name the tokenizer that you mean"
-        tokenizer.check_vocabulary("model.vocab_size", config.model.vocab_size, remedy)
+        tokenizer = tokenizer_of_run(config.tokenizer, config.model.vocab_size)
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
         check_kernel(config.model.attention, device == "gpu", config.precision)

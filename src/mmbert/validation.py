@@ -17,13 +17,12 @@ from mmbert.heldout import (
     bits_per_byte,
     mask_documents,
     num_maskable_tokens,
-    place_of,
     read_heldout,
 )
 from mmbert.manifest import Manifest
 from mmbert.mixture import Integers
 from mmbert.ranks import Ranks
-from mmbert.remote_rows import THREADS
+from mmbert.remote_rows import THREADS, place_of
 from mmbert.scores import to_scores
 from mmbert.tokenizer import Tokenizer
 
@@ -74,10 +73,11 @@ class HeldoutSet:
         Raises:
             OSError, ValueError: a shard cannot be read, or is not what was written.
         """
-        assert config.validation is not None
-        (folder, remote), most_rows = place_of(config), config.validation.rows
+        validation = config.validation
+        assert validation is not None
+        folder, remote = place_of(validation.root, config.data)
         with ThreadPoolExecutor(THREADS if remote else 1) as pool:
-            read = partial(read_heldout, folder, most_rows=most_rows, remote=remote)
+            read = partial(read_heldout, folder, most_rows=validation.rows, remote=remote)
             languages = list(pool.map(read, manifests))
         documents = mask_documents(languages, tokenizer, PLAN, slice(ranks.rank, None, ranks.world_size))
         parts = filled([len(document.input_ids) for document in documents], most_tokens)

@@ -6,20 +6,24 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from mmbert.config import RunConfig
-from mmbert.manifest import Manifest, read_manifest, stream_folder
+from mmbert.data_config import is_remote
+from mmbert.manifest import Manifest
 from mmbert.mixture import Integers
-from mmbert.remote_rows import RemoteRows
+from mmbert.remote_rows import find_rows
+from mmbert.tokenizer import tokenizer_of_run
 
 Name = tuple[str, str]
 ESTIMATES = Path("yamls/published-sizes.csv")
 REQUIRED, OPTIONAL = ("source", "language", "tokens"), ("rows", "documents")
 # What data_prep.count writes besides; a plan needs none of it.
 BESIDES = ("characters", "bytes", "words", "text_tokens", "unknown_tokens", "byte_tokens")
+loaded = cache(tokenizer_of_run)  # once for all phases: Gemma 2's takes a second
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,6 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
     Raises:
         FileNotFoundError, ValueError: a stream is missing in the table or the folder, or does not fit.
     """
-    remote = RemoteRows.at(config.data.root, config.data)
-    root = remote.folder if remote else Path(config.data.root)
     if table is not None:
         missing = ["/".join(name) for name in streams if name not in table]
         if missing:
@@ -116,7 +118,7 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
                 "mixture"
             )
         return gather([table[name] for name in streams], "the table of --counts", config.max_seq_len)
-    if not remote and not root.is_dir():
+    if not is_remote(config.data.root) and not Path(config.data.root).is_dir():
         estimates = read_counts(ESTIMATES) if ESTIMATES.is_file() else {}
         if not estimates.keys() >= set(streams):
             return None
@@ -124,9 +126,8 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
             gather([estimates[name] for name in streams], f"the estimates in {ESTIMATES}", config.max_seq_len),
             estimated=True,
         )
-    folders = [stream_folder(root, "train", *name) for name in streams]
-    manifests = remote.open_streams(folders, read_manifest) if remote else tuple(map(read_manifest, folders))
-    check_manifests(manifests, config)
+    tokenizer = loaded(config.tokenizer, config.model.vocab_size)
+    _, manifests, _ = find_rows(config.data, streams, config.max_seq_len, tokenizer, is_whole=False)
     each = [Count(manifest.tokens, manifest.rows, manifest.documents) for manifest in manifests]
     return replace(gather(each, f"the manifests in {config.data.root}", config.max_seq_len), manifests=manifests)
 
@@ -150,25 +151,3 @@ def gather(counts: Sequence[Count], origin: str, row_length: int) -> Counts:
         documents = np.array([count.documents for count in counts], dtype=np.int64)
         lengths = np.clip(tokens // documents, 1, row_length)
     return Counts(origin, tokens, rows, lengths)
-
-
-def check_manifests(manifests: Sequence[Manifest], config: RunConfig) -> None:
-    """The rows are of the phase's length, and all of one tokenizer that the model has room for.
-
-    Raises:
-        ValueError: names the stream, the values and the remedy.
-    """
-    for manifest in manifests:
-        name = f"{config.data.root}: {manifest.source}/{manifest.language}"
-        if manifest.row_length != config.max_seq_len:
-            raise ValueError(
-                f"{name} has rows of {manifest.row_length} tokens, max_seq_len is {config.max_seq_len}; point "
-                "data.root to rows of this length, or make them of these: python -m data_prep.repack --row-length "
-                f"{config.max_seq_len}"
-            )
-        if manifest.tokenizer != manifests[0].tokenizer:
-            raise ValueError(f"{name} was made with another tokenizer than the first stream; prepare it again")
-        if manifest.vocab_size > config.model.vocab_size:
-            raise ValueError(
-                f"{name} has {manifest.vocab_size} ids, model.vocab_size = {config.model.vocab_size} is too small"
-            )

@@ -6,12 +6,11 @@ from typing import Literal
 
 from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig
-from mmbert.data_config import is_remote
-from mmbert.file_contents import parse_object, seen_from, sha256_of
+from mmbert.file_contents import parse_object
+from mmbert.heldout import check_validation
 from mmbert.identity import KEPT, encoder_changes
-from mmbert.manifest import read_manifest, stream_folder
+from mmbert.plan.counts import loaded
 from mmbert.plan.phase import Hardware, PhasePlan
-from mmbert.streams import read_languages
 
 Level = Literal["ok", "warning", "error"]
 REPEATS = 5.0  # the paper's aim: no language read more often (docs/recipe.md)
@@ -35,7 +34,7 @@ class Finding:
 
 def judge(plan: PhasePlan, hardware: Hardware | None) -> list[Finding]:
     """Everything that one phase shows by itself."""
-    checks = [data_texts(plan), tokenizer_texts(plan), validation_texts(plan.config), language_texts(plan),
+    checks = [data_texts(plan), validation_texts(plan), language_texts(plan),
               schedule_texts(plan), checkpoint_texts(plan, hardware)]  # fmt: skip
     if hardware:
         checks += [batch_texts(plan.config, hardware), memory_texts(plan, hardware)]
@@ -70,32 +69,15 @@ def data_texts(plan: PhasePlan) -> Texts:
     return texts
 
 
-def tokenizer_texts(plan: PhasePlan) -> Texts:
-    """Where there are rows, the run's tokenizer made them."""
-    file = Path(plan.config.tokenizer) / "tokenizer.json"
-    if plan.counts is None or not plan.counts.manifests:
-        return []
-    if not file.is_file():
-        return [("error", f"tokenizer = {plan.config.tokenizer}: there is no {file}{seen_from(file)}")]
-    if sha256_of(file) != plan.counts.manifests[0].tokenizer:
-        return [("error", f"tokenizer = {plan.config.tokenizer} is another than the one that made the rows in "
-                          f"{plan.config.data.root}: name that one, or prepare the rows again")]  # fmt: skip
-    return []
-
-
-def validation_texts(config: RunConfig) -> Texts:
-    """Where its rows are, every language of `validation` is held out there, in rows that are not too long."""
-    validation = config.validation
-    if validation is None or is_remote(validation.root) or not Path(validation.root).is_dir():
+def validation_texts(plan: PhasePlan) -> Texts:
+    """What training would refuse of the held-out rows, where they and the tokenizer are there."""
+    config, validation = plan.config, plan.config.validation
+    if validation is None or not Path(validation.root).is_dir() or not Path(config.tokenizer).is_dir():
         return []
     try:
-        for language in read_languages(validation.languages, "languages"):
-            folder = stream_folder(Path(validation.root), "heldout", validation.source, language)
-            if (length := read_manifest(folder).row_length) > config.max_seq_len:
-                raise ValueError(f"{folder} has rows of {length} tokens, max_seq_len is {config.max_seq_len}: name "
-                                 "rows that are no longer")  # fmt: skip
-    except (FileNotFoundError, ValueError) as error:
-        return [("error", f"validation: {error}")]
+        check_validation(config, loaded(config.tokenizer, config.model.vocab_size), is_whole=False)
+    except (OSError, ValueError) as error:
+        return [("error", str(error))]
     return []
 
 
