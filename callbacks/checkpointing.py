@@ -130,7 +130,6 @@ class Checkpointing(Callback):
         tokens = int(state.timestamp.token)
         planned = sum(counts["planned"].values())
         return {
-            "name": self.config.name,
             "step": int(state.timestamp.batch),
             "rows": int(state.timestamp.sample),
             "tokens": tokens,

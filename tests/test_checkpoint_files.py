@@ -211,7 +211,6 @@ def test_json_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
 
 
 WRONG: dict[str, list[Any]] = {
-    "name": [None, 1, ["x"]],
     "step": [None, -1, 1.0, True, "1", 2**63, 2],  # the folder is of step 1
     "rows": [None, -1, 1.5, False, "1"],
     "tokens": [None, -1, 1e9, True, "1", 10**4000],

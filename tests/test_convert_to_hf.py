@@ -54,7 +54,6 @@ def save_run(tmp_path: Path, corpus: Any) -> Run:
     def save(model: MmBertForMaskedLM) -> Path:
         tokenizer = load_tokenizer(corpus.tokenizer)
         state: dict[str, Any] = {
-            "name": "run",
             "rows": 8,
             "tokens": 4096,
             "seconds": 1.0,

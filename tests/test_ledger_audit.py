@@ -59,7 +59,7 @@ def save(run_folder: Path, config: RunConfig, data: PhaseData, last: StepRecord,
     optimizer = torch.optim.SGD(model.parameters())
     optimizer.param_groups[0]["step"] = 0
     state = {
-        "name": config.name, "step": last.step, "rows": last.last_row, "tokens": last.tokens, "seconds": 1.0,
+        "step": last.step, "rows": last.last_row, "tokens": last.tokens, "seconds": 1.0,
         "finished": False, "tokens_per_stream": sums, "callbacks": {}, "config": config.as_dict(),
         "identity": {f"shards.{name}": digest for name, digest in data.digests().items()} | {"tokenizer.digest": "0"},
     }  # fmt: skip

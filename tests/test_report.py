@@ -73,7 +73,6 @@ def write_state(run_root: Path, phase: str, finished: bool = True, parent: str |
     optimizer.param_groups[0]["step"] = 1
     mixture = MIXTURES[phase]
     state = {
-        "name": phase,
         "step": 1,
         "rows": 1,
         "seconds": 1.0,
@@ -263,7 +262,7 @@ def write_merged(run_root: Path, finished: bool = True) -> None:
     """What follows from a merge: a finished run of 0 tokens, evaluated."""
     model = torch.nn.Linear(1, 1)
     optimizer = build_optimizer(model, OptimizerConfig(1.0, (0.9, 0.95), 1e-8, 0.0), on_gpu=False)
-    state = {**first_state("merged", {}, "tokenizer", "0"), "finished": finished}
+    state = {**first_state({}, "tokenizer", "0"), "finished": finished}
     save_checkpoint(run_root / "merged", 0, model, optimizer, state)
     weights = {"model.safetensors": "of merged"}
     inputs = {"model": weights, "shards": {"eng": "digest"}, "rows": None, "masks": {"seed": 0}}

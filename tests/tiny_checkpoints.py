@@ -30,7 +30,7 @@ def tiny(seed: int, steps: int = 2) -> tuple[nn.Module, StableAdamW]:
 def state_at(step: int, tokens: int) -> dict[str, Any]:
     """What a state.json must hold."""
     return {
-        "name": "run", "step": step, "rows": 4 * step, "tokens": tokens, "seconds": 1.5, "finished": False,
+        "step": step, "rows": 4 * step, "tokens": tokens, "seconds": 1.5, "finished": False,
         "callbacks": {}, "config": {"tokenizer": "tokenizer", "model": {}, "duration": 1000},
         "identity": {"tokenizer.digest": "0"}, "tokens_per_stream": {"udhr/eng": tokens},
     }  # fmt: skip

@@ -39,7 +39,7 @@ def save_run(
                 parameter.add_(torch.randn_like(parameter), alpha=0.01 if seed else 0.0)
         optimizer = build_optimizer(encoder, OptimizerConfig(1e-3, (0.9, 0.95), 1e-8, 0.0), on_gpu=False)
         state = {
-            "name": name, "step": step, "rows": 4 * step, "tokens": 100 * step, "seconds": 1.0,
+            "step": step, "rows": 4 * step, "tokens": 100 * step, "seconds": 1.0,
             "finished": finished and step == max(steps), "callbacks": {}, "tokens_per_stream": {},
             "config": {
                 "tokenizer": str(tokenizer), "model": asdict(section), "duration": 1000,

@@ -30,7 +30,6 @@ def is_count(value: Any, below: int = 2**63) -> bool:
 
 
 STATE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "name": (lambda value: isinstance(value, str), "a text"),
     "step": (is_count, "a count"),
     "rows": (is_count, "a count"),
     "tokens": (is_count, "a count"),

@@ -87,7 +87,7 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
     check_tensors(stored, config, written.get("tie_word_embeddings", True), folder)
     model = MmBertForMaskedLM(config).eval()
     load_stored(stored, model)
-    state = first_state(output.name, asdict(config), str(tokenizer.folder), tokenizer.digest)
+    state = first_state(asdict(config), str(tokenizer.folder), tokenizer.digest)
     with untrained_run(output, model, state) as partial:
         with reference_folder(written, stored, tokenizer) as reference:
             difference = check_logits(model, reference, tokenizer, folder, output)

@@ -81,16 +81,16 @@ def merge(config: MergeConfig, inputs: Sequence[Input]) -> dict[str, Any]:
         "agreement": {group: as_json(agreement, inputs[1:]) for group, agreement in agreements.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    with untrained_run(config.run_folder, model, merged_state(config, section, inputs[0])) as partial:
+    with untrained_run(config.run_folder, model, merged_state(section, inputs[0])) as partial:
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
-def merged_state(config: MergeConfig, section: ModelConfig, first: Input) -> dict[str, Any]:
+def merged_state(section: ModelConfig, first: Input) -> dict[str, Any]:
     """State of the merged run; its tokenizer lies where the first input's does."""
     state = read_state(first.checkpoint)
     tokenizer, digest = state["config"]["tokenizer"], state["identity"]["tokenizer.digest"]
-    return first_state(config.name, asdict(section), tokenizer, digest)
+    return first_state(asdict(section), tokenizer, digest)
 
 
 def as_json(agreement: Agreement, compared: Sequence[Input]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def untrained_run(output: Path, model: nn.Module, state: dict[str, Any]) -> Iter
         publish_folder(partial, output)
 
 
-def first_state(name: str, model: dict[str, Any], tokenizer: str, tokenizer_digest: str) -> dict[str, Any]:
+def first_state(model: dict[str, Any], tokenizer: str, tokenizer_digest: str) -> dict[str, Any]:
     """What its state.json says.
 
     Args:
@@ -41,7 +41,6 @@ def first_state(name: str, model: dict[str, Any], tokenizer: str, tokenizer_dige
         tokenizer: folder.
     """
     return {
-        "name": name,
         "step": 0,
         "rows": 0,
         "tokens": 0,
