@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmbert.benchmark import candidates, flexbert, peers, step
+from mmbert.benchmark import candidates, flexbert, step
 from mmbert.benchmark.documents import synthetic_documents
 from mmbert.model import MmBertForMaskedLM
 from tests.test_benchmark_step import CPU, TINY
@@ -70,8 +70,8 @@ def test_loss_and_gradients_are_ours(flash_attn: None, monkeypatch: pytest.Monke
     encoder, documents = MmBertForMaskedLM(TINY), synthetic_documents(900, 128, 300, 0.3)
     ours = candidates.our_candidate(encoder, documents, 2, "fp32", CPU)
     for rows in (3, 100):
-        monkeypatch.setitem(peers.PEERS, "flexbert", flexbert.FlexBertPeer((rows,)))
-        theirs = peers.build_peers(encoder, documents, ["flexbert"], "fp32", CPU)["flexbert"]
+        peer = flexbert.FlexBertPeer((rows,))
+        theirs = peer.candidate(peer.build(encoder, CPU), documents, rows, "fp32")
         code = sys.modules["src.bert_layers.attention"]  # which rounds fp32 to bf16
         monkeypatch.setattr(code, "torch", SimpleNamespace(float16=torch.float16, bfloat16=torch.float32))
         with torch.compiler.set_stance("force_eager"):

@@ -101,14 +101,11 @@ def test_padded_batches_keep_every_document_once() -> None:
         assert (labels[~real] == NOT_MASKED).all()
 
 
-def test_the_tuned_peer_sorts_by_length_and_so_pads_less() -> None:
+def test_the_peer_sorts_by_length_and_so_pads_little() -> None:
     encoder, documents = MmBertForMaskedLM(TINY), synthetic_documents(3000, 128, 300, 0.3)
-    reference = PEERS["hf"].build(encoder, CPU)
-    tuned, untuned, single = (
-        PEERS[name].candidate(reference, documents, size, "fp32")
-        for name, size in (("hf-tuned", 4), ("hf-sparse", 4), ("hf-tuned", 1))
-    )
-    assert untuned.fill < 0.8 < tuned.fill < single.fill == 1.0
+    peer = PEERS["hf-tuned"]
+    tuned, single = (peer.candidate(peer.build(encoder, CPU), documents, size, "fp32") for size in (4, 1))
+    assert 0.8 < tuned.fill < single.fill == 1.0
     real = sum(int(batch["attention_mask"].sum()) for batch in tuned.microbatches)
     assert tuned.fill == real / sum(batch["input_ids"].numel() for batch in tuned.microbatches)
 
@@ -140,15 +137,13 @@ def run(path: Path, *words: str) -> dict[str, Any]:
 
 
 def test_all_candidates_agree_and_are_timed(tmp_path: Path) -> None:
-    made = run(tmp_path, "--optimizer")
-    assert list(made["candidates"]) == [OURS, "hf-tuned", "hf-sparse", "hf", "products"]
-    assert len(made["gates"]) == 3 + 2 + 2
+    made = run(tmp_path)
+    assert list(made["candidates"]) == [OURS, "hf-tuned", "products"]
+    assert len(made["gates"]) == 3
     assert all(gate["passed"] for gate in made["gates"])
     assert made["facts"]["tokens"] == 600
     assert made["facts"]["attention"] == "cpu"
-    fills = {name: figure["fill"] for name, figure in made["candidates"].items() if name != "products"}
-    assert fills[OURS] == 1.0
-    assert fills["hf"] == fills["hf-sparse"] <= fills["hf-tuned"] <= 1.0
+    assert made["candidates"]["hf-tuned"]["fill"] <= made["candidates"][OURS]["fill"] == 1.0
     assert "documents a batch 1: " in made["candidates"]["hf-tuned"]["note"]
     assert made["environment"]["threads"] == 1
 
@@ -166,7 +161,7 @@ def test_bare_products_are_those_that_the_flops_count() -> None:
 
 
 def test_bf16_agrees_within_its_precision(tmp_path: Path) -> None:
-    made = run(tmp_path, "--precision", "amp_bf16", "--peers", "hf-sparse")
+    made = run(tmp_path, "--precision", "amp_bf16")
     assert [gate["limit"] for gate in made["gates"]] == [1e-2, 1e-2]
     assert all(gate["value"] > 0.0 for gate in made["gates"])
 
@@ -184,7 +179,7 @@ def test_a_gradient_that_is_off_is_not_timed(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(MaskedLM, "forward", forward)
     with pytest.raises(SystemExit, match="nothing was timed: worst gradient of a parameter, fp32, ours against hf"):
-        run(tmp_path, "--peers", "hf")
+        run(tmp_path)
     assert not (tmp_path / "step.json").exists()
 
 
@@ -224,7 +219,7 @@ def test_a_batch_size_that_does_not_fit_is_passed_over(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["--peers", "hf,hf"], "--peers hf,hf"),
+        (["--peers", "hf-tuned,hf-tuned"], "--peers hf-tuned,hf-tuned"),
         (["--peers", "bert"], "--peers bert"),
         (["--peers", "hf-fa2"], "--peers hf-fa2 needs --device gpu"),
         (["--seq", "9000"], "--seq 9000"),
@@ -244,6 +239,6 @@ def test_a_wrong_option_is_told_in_one_line(words: list[str], told: str) -> None
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_step_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(step.MODELS, "narrow", replace(TINY, hidden_size=128))
-    made = run(tmp_path, "--device", "gpu", "--precision", "amp_bf16", "--peers", "hf-sdpa,hf")
-    timed = [made["candidates"][name] for name in ("ours", "hf-sdpa", "hf")]
+    made = run(tmp_path, "--device", "gpu", "--precision", "amp_bf16", "--peers", "hf-sdpa")
+    timed = [made["candidates"][name] for name in ("ours", "hf-sdpa")]
     assert all(figure["peak_bytes"] > 0 and figure["gpu_seconds"] for figure in timed)

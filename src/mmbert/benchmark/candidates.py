@@ -21,7 +21,7 @@ from mmbert.model import MmBertForMaskedLM
 
 @dataclass(eq=False)
 class Candidate:
-    """A step: forward and backward over all microbatches, and the optimizer's step where there is one.
+    """A step: forward and backward over all microbatches.
 
     Attributes:
         model: its parameters have the same values in every candidate and, but in ModernBERT's own, the same names.
@@ -29,7 +29,6 @@ class Candidate:
         forward: a microbatch -> its share of the loss, a scalar.
         fill: real tokens over the positions that are computed.
         note: what was chosen, for the page.
-        optimizer: shared by the candidates of one model.
     """
 
     model: nn.Module
@@ -37,7 +36,6 @@ class Candidate:
     forward: Callable[[dict[str, Any]], Tensor]
     fill: float
     note: str
-    optimizer: torch.optim.Optimizer | None = None
 
     def backward(self) -> Tensor:
         """The loss of the whole batch; the gradients are left in the parameters."""
@@ -52,8 +50,6 @@ class Candidate:
     def step(self) -> None:
         """What is timed. Leaves no gradients, or all candidates' would lie in a GPU's memory at once."""
         self.backward()
-        if self.optimizer is not None:
-            self.optimizer.step()
         self.model.zero_grad(set_to_none=True)
 
 
@@ -62,7 +58,7 @@ class Peer(Protocol):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How much may be a batch; of several the fastest is found by trial."""
+        """How much may be a batch; the fastest is found by trial."""
 
     @property
     def unit(self) -> str:
@@ -75,10 +71,6 @@ class Peer(Protocol):
     @property
     def needs_flash_attn(self) -> bool:
         """Whether that package computes its attention, in half precision only."""
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Peers of one kind share a model."""
 
     def build(self, encoder: MmBertForMaskedLM, device: torch.device) -> nn.Module:
         """Its model with the weights of `encoder`, in training mode without dropout."""

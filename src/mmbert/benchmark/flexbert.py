@@ -30,10 +30,6 @@ class FlexBertPeer:
     compiled: ClassVar[bool] = True
     needs_flash_attn: ClassVar[bool] = True
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        return (type(self),)
-
     def build(self, encoder: MmBertForMaskedLM, device: torch.device) -> nn.Module:
         """Its model with the weights of `encoder`, in training mode.
 

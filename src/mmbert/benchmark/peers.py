@@ -2,10 +2,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 import torch
-from torch import nn
 
 from mmbert.benchmark.candidates import Candidate, Peer, fastest
 from mmbert.benchmark.documents import Documents
@@ -17,11 +15,9 @@ ON_GPU = (8, 16, 32, 64, 128)
 ROWS = (48, 96, 64, 32, 16, 8, 6, 4)
 """mmBERT's own first, at 1,024 tokens: torch.compile tunes ModernBERT's kernels for the first shape that they meet."""
 PEERS: dict[str, Peer] = {
-    "hf": TransformersPeer("sdpa", sparse=False, by_length=False, sizes=(16,)),
-    "hf-sparse": TransformersPeer("sdpa", sparse=True, by_length=False, sizes=(16,)),
-    "hf-tuned": TransformersPeer("sdpa", sparse=True, by_length=True, sizes=(1, 2, 4, 8, 16)),
-    "hf-sdpa": TransformersPeer("sdpa", sparse=True, by_length=True, sizes=ON_GPU, compiled=True),
-    "hf-fa2": TransformersPeer("flash_attention_2", sparse=True, by_length=True, sizes=ON_GPU, compiled=True),
+    "hf-tuned": TransformersPeer("sdpa", sizes=(1, 2, 4, 8, 16)),
+    "hf-sdpa": TransformersPeer("sdpa", sizes=ON_GPU, compiled=True),
+    "hf-fa2": TransformersPeer("flash_attention_2", sizes=ON_GPU, compiled=True),
     "flexbert": FlexBertPeer(ROWS),
 }
 
@@ -36,7 +32,7 @@ def check_peers_run(names: Sequence[str], device: torch.device, precision: str) 
         if name not in PEERS:
             raise ValueError(f"--peers {name}: no such peer, choose from {', '.join(PEERS)}")
         if PEERS[name].compiled and device.type != "cuda":
-            raise ValueError(f"--peers {name} needs --device gpu; on the CPU take hf-tuned, hf-sparse, hf")
+            raise ValueError(f"--peers {name} needs --device gpu; on the CPU take hf-tuned")
         if PEERS[name].needs_flash_attn:
             if find_spec("flash_attn") is None:
                 raise ValueError(f"--peers {name}: flash_attn is not installed; take hf-sdpa, or install it")
@@ -47,23 +43,18 @@ def check_peers_run(names: Sequence[str], device: torch.device, precision: str) 
 def build_peers(
     encoder: MmBertForMaskedLM, documents: Documents, names: list[str], precision: str, device: torch.device
 ) -> dict[str, Candidate]:
-    """The peers, one model for all that differ in the batches only; each at its fastest batch size.
+    """The peers, each at its fastest batch size.
 
     Of the sizes that hold all documents, or rows, only one is tried.
     """
-    models: dict[tuple[Any, ...], nn.Module] = {}
     peers = {}
     for name in names:
         peer = PEERS[name]
-        if peer.kind not in models:
-            models[peer.kind] = peer.build(encoder, device)
+        model = peer.build(encoder, device)
         tried: dict[int, Candidate] = {}
         for size in peer.sizes:
             if not any(smaller < size and len(other.microbatches) == 1 for smaller, other in tried.items()):
-                tried[size] = peer.candidate(models[peer.kind], documents, size, precision)
-        if len(tried) == 1:
-            (peers[name],) = tried.values()
-            continue
+                tried[size] = peer.candidate(model, documents, size, precision)
         size, seconds = fastest(tried, device)
         trial = ", ".join(f"{tried_size}: {value:.2f} s" for tried_size, value in seconds.items())
         peers[name] = replace(tried[size], note=f"{tried[size].note}; the best of a trial, {peer.unit} {trial}")

@@ -2,9 +2,8 @@
 
 The documents are the same for all, as are the masked tokens; their lengths are as uneven as those of web text, half of
 them below a third of a row. Ours packs them into rows; transformers gets a document a row, padded to the longest of its
-batch. `hf` is what one gets without thinking about it, `hf-tuned` what a careful user gets on a CPU, and the peer to
-quote; `hf-sdpa` and `hf-fa2` are that on a GPU. `flexbert` is ModernBERT's own training code on the same rows as ours:
-PYTHONPATH must name a checkout of it.
+batch. `hf-tuned` is what a careful user gets on a CPU; `hf-sdpa` and `hf-fa2` are that on a GPU. `flexbert` is
+ModernBERT's own training code on the same rows as ours: PYTHONPATH must name a checkout of it.
 """
 
 import argparse
@@ -24,11 +23,10 @@ from mmbert.benchmark.documents import Documents, synthetic_documents
 from mmbert.benchmark.peers import PEERS, build_peers, check_peers_run
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import Sample, Spread
-from mmbert.config import ModelConfig, OptimizerConfig
+from mmbert.config import ModelConfig
 from mmbert.device_peaks import peak_flops
 from mmbert.flops import training_flops
 from mmbert.model import MmBertForMaskedLM
-from mmbert.optim import build_optimizer
 
 BASE = ModelConfig(
     vocab_size=256_000,
@@ -63,8 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device_options(parser)
     parser.add_argument("--microbatch", type=int, default=4, help="rows that ours computes at a time (default: 4)")
     parser.add_argument("--attention", choices=("auto", *get_args(Kernel)), default="auto", help="ours (default: auto)")
-    parser.add_argument("--peers", default="hf-tuned,hf-sparse,hf", help=f"among {','.join(PEERS)}; commas between")
-    parser.add_argument("--optimizer", action="store_true", help="StableAdamW's step is timed too, in all candidates")
+    parser.add_argument("--peers", default="hf-tuned", help=f"among {','.join(PEERS)}; commas between")
 
 
 def check_options(options: argparse.Namespace) -> torch.device:
@@ -107,8 +104,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     candidates |= build_peers(encoder, documents, options.peers.split(","), options.precision, device)
     gates = compare(candidates, options.precision)
     check_gates(gates)
-    if options.optimizer:
-        add_optimizers(candidates, device)
     measured = candidates.items() if device.type == "cuda" else ()
     peaks = {name: peak_gpu_bytes(candidate) for name, candidate in measured}
     steps: dict[str, Callable[[], None]] = {name: candidate.step for name, candidate in candidates.items()}
@@ -124,13 +119,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(candidates: Mapping[str, Candidate], precision: str) -> list[Gate]:
-    """Losses and gradients of all against `hf`, or the last peer where it does not run; leaves no gradients.
+    """Losses and gradients of all against the last peer's; leaves no gradients.
 
     Returns:
         Relative differences of the loss and of the norm of all gradients; in fp32 also the largest relative norm of
         the difference of a parameter's gradient, ours against the reference.
     """
-    reference = "hf" if "hf" in candidates else list(candidates)[-1]
+    reference = list(candidates)[-1]
     expected_loss = candidates[reference].backward().item()
     expected = {name: gradient.clone() for name, gradient in gradients(candidates[reference]).items()}
     expected_norm = global_norm(expected)
@@ -172,19 +167,9 @@ def _norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.float64)
 
 
-def add_optimizers(candidates: Mapping[str, Candidate], device: torch.device) -> None:
-    """One StableAdamW for each model; its rate is so small that the weights stay what they were compared with."""
-    config = OptimizerConfig(lr=1e-9, betas=(0.9, 0.95), eps=1e-8, weight_decay=8e-5)
-    optimizers: dict[int, torch.optim.Optimizer] = {}
-    for candidate in candidates.values():
-        if id(candidate.model) not in optimizers:
-            optimizers[id(candidate.model)] = build_optimizer(candidate.model, config, device.type == "cuda")
-        candidate.optimizer = optimizers[id(candidate.model)]
-
-
 def peak_gpu_bytes(candidate: Candidate) -> int:
     """Most bytes of a GPU's memory that a step needs beyond weights, inputs and what the other candidates hold."""
-    candidate.step()  # moments and workspaces come with the first
+    candidate.step()  # workspaces come with the first
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -212,7 +197,6 @@ def facts(
         "device": options.device,
         "attention": resolve_kernel(config.attention, chosen_device(options).type),
         "dropout": 0.0,
-        "optimizer": options.optimizer,
         "seed": options.seed,
         "flops_per_token": flops / documents.num_tokens,
         "attention_share_of_flops": 1 - without_attention / flops,

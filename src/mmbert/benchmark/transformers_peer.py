@@ -15,19 +15,15 @@ from mmbert.model import MmBertForMaskedLM
 
 @dataclass(frozen=True)
 class TransformersPeer:
-    """A way to use it; see `candidates.Peer`.
+    """A careful way to use it: batches of like lengths, only masked tokens in the head; see `candidates.Peer`.
 
     Attributes:
         attention: its `attn_implementation`; flash_attention_2 takes the padding out, and back in at the end.
-        sparse: only masked tokens reach its head (`sparse_prediction`).
-        by_length: batches of like lengths; otherwise in random order.
         sizes: documents of a batch.
         compiled: with its own torch.compile (`reference_compile`).
     """
 
     attention: str
-    sparse: bool
-    by_length: bool
     sizes: tuple[int, ...]
     compiled: bool = False
     unit: ClassVar[str] = "documents a batch"
@@ -35,10 +31,6 @@ class TransformersPeer:
     @property
     def needs_flash_attn(self) -> bool:
         return self.attention == "flash_attention_2"
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        return type(self), self.attention, self.compiled
 
     def build(self, encoder: MmBertForMaskedLM, device: torch.device) -> ModernBertForMaskedLM:
         reference = ModernBertForMaskedLM(
@@ -52,6 +44,7 @@ class TransformersPeer:
                 sep_token_id=EOS,
                 attn_implementation=self.attention,
                 reference_compile=self.compiled,
+                sparse_prediction=True,
             )
         )
         reference.load_state_dict(encoder.state_dict())
@@ -62,21 +55,17 @@ class TransformersPeer:
         """Batches of `size` documents, its own loss."""
         assert isinstance(model, ModernBertForMaskedLM)
         device, num_masked = model.device, documents.num_masked
-        order = np.random.default_rng(1).permutation(len(documents.alone))
-        if self.by_length:
-            order = np.argsort(documents.lengths, kind="stable")
+        order = np.argsort(documents.lengths, kind="stable")
         arrays = padded_batches(documents.alone, order.tolist(), size)
         batches = [{key: torch.from_numpy(array).to(device) for key, array in batch.items()} for batch in arrays]
 
         def forward(batch: dict[str, Any]) -> Tensor:
-            model.sparse_prediction = self.sparse  # several peers share one model
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "amp_bf16"):
                 return model(**batch, num_items_in_batch=num_masked).loss
 
         unpads = self.needs_flash_attn
         fill = documents.num_tokens / sum(batch["input_ids"].numel() for batch in batches)
-        note = f"{len(batches)} batches of {size} documents, {'sorted by length' if self.by_length else 'random order'}"
-        note += ", head on masked tokens only" if self.sparse else ", logits of all tokens"
+        note = f"{len(batches)} batches of {size} documents, sorted by length, head on masked tokens only"
         note += f", padding taken out (fill of the batches {fill:.3f})" if unpads else ""
         note += ", compiled" if self.compiled else ""
         return Candidate(model, batches, forward, 1.0 if unpads else fill, note)
