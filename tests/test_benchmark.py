@@ -56,7 +56,7 @@ def test_candidates_take_turns_and_the_warm_up_does_not_count(monkeypatch: pytes
     assert ran == list("abc" * 3)
     assert list(samples) == list("abc")
     assert all([sample.wall for sample in runs] == [1.0, 1.0] for runs in samples.values())
-    assert all(sample.gpu is None and sample.cpu >= 0 for runs in samples.values() for sample in runs)
+    assert all(sample.cpu >= 0 for runs in samples.values() for sample in runs)
 
 
 def test_processor_time_is_that_of_the_clock_that_is_given() -> None:
@@ -177,7 +177,6 @@ def test_the_head_is_compared_weighed_and_timed(tmp_path: Path, capsys: pytest.C
     program.main([*TINY_HEAD, "--json", str(tmp_path / "head.json"), "--min-memory-ratio", "2.9"])
     made = json.loads((tmp_path / "head.json").read_text())
     assert made["environment"]["command"].startswith("python -m mmbert.benchmark head --vocab 50")
-    assert all(gate["passed"] for gate in made["gates"])
     assert len(made["gates"]) == 4
     assert made["facts"]["memory_ratio"] == 3.0
     assert made["candidates"][head.PEER]["peak_bytes"] == 3_000_000

@@ -86,7 +86,7 @@ def document(
         kind: name of the subcommand.
         samples: candidate -> its runs, OURS among them.
         tokens: what a run gets through; by candidate where they differ.
-        gates: all that were passed.
+        gates: all of them, passed.
         facts: what holds for all candidates (shapes, precision, FLOPs).
         candidate_facts: candidate -> what holds for it alone: `fill`, `peak_bytes`, `mfu`, anything.
     """
@@ -96,7 +96,7 @@ def document(
     return {
         "kind": kind,
         "facts": dict(facts),
-        "gates": [{**asdict(gate), "passed": gate.passed} for gate in gates],
+        "gates": [asdict(gate) for gate in gates],
         "candidates": {
             name: {**figures(runs, _of(tokens, name)), **(candidate_facts or {}).get(name, {})}
             for name, runs in samples.items()
@@ -119,13 +119,11 @@ def throughput(samples: Sequence[Sample], tokens: int) -> list[float]:
 def figures(samples: Sequence[Sample], tokens: int) -> dict[str, Any]:
     """What the runs of one candidate give; seconds, and tokens per median second."""
     wall, cpu = [sample.wall for sample in samples], [sample.cpu for sample in samples]
-    gpu = [sample.gpu for sample in samples if sample.gpu is not None]
     on_clock, on_cpu = Spread.of(wall), Spread.of(cpu)
     return {
         "tokens": tokens,
         "wall_seconds": wall,
         "cpu_seconds": cpu,
-        **({"gpu_seconds": gpu} if gpu else {}),
         "wall": asdict(on_clock),
         "cpu": asdict(on_cpu),
         "tokens_per_second": tokens / on_clock.median,

@@ -23,12 +23,10 @@ class Sample:
     Attributes:
         wall: seconds on the clock.
         cpu: seconds of processor time; by default of this process and of its children that ended meanwhile.
-        gpu: seconds between two CUDA events around the run; None on the CPU.
     """
 
     wall: float
     cpu: float
-    gpu: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,21 +66,12 @@ def sample(candidate: Callable[[], object], on_gpu: bool, cpu: Clock) -> Sample:
     """Run `candidate` once; on a GPU from an idle device to an idle device."""
     gc.collect()
     if on_gpu:
-        return _sample_on_gpu(candidate, cpu)
+        torch.cuda.synchronize()
     cpu_began, began = cpu(), time.perf_counter()
     candidate()
+    if on_gpu:
+        torch.cuda.synchronize()
     return Sample(time.perf_counter() - began, cpu() - cpu_began)
-
-
-def _sample_on_gpu(candidate: Callable[[], object], cpu: Clock) -> Sample:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    cpu_began, began = cpu(), time.perf_counter()
-    begin.record()
-    candidate()
-    end.record()
-    torch.cuda.synchronize()
-    return Sample(time.perf_counter() - began, cpu() - cpu_began, begin.elapsed_time(end) / 1e3)
 
 
 def measure(
