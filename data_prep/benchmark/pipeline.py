@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from data_prep.benchmark import convert_dataset
@@ -19,7 +20,6 @@ from data_prep.pieces import read_documents
 from data_prep.prepare import prepare
 from data_prep.verify import find_streams, verify_stream
 from data_prep.work import Settings
-from mmbert.benchmark.loader import work_folder
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import measure
 from mmbert.manifest import Manifest
@@ -75,7 +75,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     check_peers(options, [PEER] if options.modernbert else [])
     tokenizer = load_tokenizer(options.tokenizer)
     gates: list[Gate] = []
-    with work_folder(None) as folder:
+    with TemporaryDirectory(prefix="mmbert-benchmark-") as temporary:
+        folder = Path(temporary)
         megabytes = benchmark_texts.write_corpus(folder, options.input)
         settings = Settings(str(folder / "ours"), str(options.tokenizer), options.row_length)
         candidates: dict[str, Callable[[], object]] = {

@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from data_prep.benchmark import texts as benchmark_texts
 from data_prep.benchmark.pipeline import facts_of, prepare_and_verify
 from data_prep.work import FOLDER, Settings
-from mmbert.benchmark.loader import work_folder
 from mmbert.benchmark.result import OURS, Gate, check_gates, check_peers, document
 from mmbert.benchmark.timing import measure
 
@@ -29,7 +29,8 @@ def digests(root: Path) -> dict[str, str]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Write the texts, compare, time."""
     check_peers(options, ["one"])
-    with work_folder(None) as folder:
+    with TemporaryDirectory(prefix="mmbert-benchmark-") as temporary:
+        folder = Path(temporary)
         megabytes = benchmark_texts.write_corpus(folder, options.input)
         candidates: dict[str, Callable[[], Any]] = {}
         made = []

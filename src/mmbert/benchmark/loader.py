@@ -12,14 +12,13 @@ them says how fast the loader is, and the processor time of one with --one-cpu h
 """
 import argparse
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmbert.benchmark.checkout import load_module
@@ -28,6 +27,7 @@ from mmbert.benchmark.loader_ours import MaskedBatch, Ours, gates_of_ours, proce
 from mmbert.benchmark.loader_peers import HUGGING_FACE, PACKER, Peers
 from mmbert.benchmark.result import OURS, check_gates, check_peers, document
 from mmbert.benchmark.synthetic_rows import (
+    MASK_RATE,
     Shape,
     documents_of,
     make_rows,
@@ -49,15 +49,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=48, help="rows of a microbatch (default: 48)")
     parser.add_argument("--microbatches", type=int, default=12, help="of a batch of ours (default: 12)")
     parser.add_argument("--batches", type=int, default=192, help="microbatches of a pass over all rows (default: 192)")
-    parser.add_argument("--hf-batches", type=int, default=5, help="a run of Hugging Face, in batches (default: 5)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of ours (default: 2)")
     parser.add_argument("--one-cpu", action="store_true", help="run all on one hardware thread")
     parser.add_argument("--streams", default="10,1833", help="numbers of streams, ascending (default: 10,1833)")
     parser.add_argument("--vocab-size", type=int, default=256_000, help="of the tokenizer (default: 256000)")
-    parser.add_argument("--mask-rate", type=float, default=0.3, help="share of the tokens masked (default: 0.3)")
-    parser.add_argument("--seed", type=int, default=0, help="of rows, order and masks (default: 0)")
     parser.add_argument("--modernbert", type=Path, metavar="PATH", help="checkout of ModernBERT (default: left out)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write the rows there, a new folder, and keep them")
 
 
 def parse_streams(text: str) -> list[int]:
@@ -77,42 +73,17 @@ def check_options(options: argparse.Namespace) -> tuple[Shape, list[int]]:
     Raises:
         ValueError: names the option, its value and the remedy.
     """
-    least = {"row_length": 16, "rows": 1, "microbatches": 1, "batches": 2}
-    least |= {"hf_batches": 1, "workers": 0, "vocab_size": 64}
+    least = {"row_length": 16, "rows": 1, "microbatches": 1, "batches": 2, "workers": 0, "vocab_size": 64}
     for name, number in least.items():
         if getattr(options, name) < number:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least {number}")
-    if not 0.0 < options.mask_rate < 1.0:
-        raise ValueError(f"--mask-rate {options.mask_rate:g} must lie between 0 and 1")
-    if options.keep is not None and options.keep.exists():
-        raise ValueError(f"--keep {options.keep} exists: name a new folder")
     if options.batches % options.microbatches:
         raise ValueError(f"--batches {options.batches} must be a multiple of --microbatches {options.microbatches}")
     streams = parse_streams(options.streams)
-    shape = Shape(
-        options.row_length,
-        options.rows,
-        options.batches,
-        options.vocab_size,
-        options.mask_rate,
-        options.seed,
-        options.microbatches,
-    )
+    shape = Shape(options.row_length, options.rows, options.batches, options.vocab_size, options.microbatches)
     if shape.total_rows < streams[-1]:
         raise ValueError(f"--streams {streams[-1]}: only {shape.total_rows} rows; raise --batches or --rows")
     return shape, streams
-
-
-@contextmanager
-def work_folder(keep: Path | None) -> Iterator[Path]:
-    """A folder to write to, removed at the end unless the user named it."""
-    folder = keep or Path(tempfile.mkdtemp(prefix="mmbert-benchmark-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        if keep is None:
-            shutil.rmtree(folder)
 
 
 def data_wait(loaded: Iterator[MaskedBatch], step_seconds: float) -> float:
@@ -132,16 +103,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = names_of(streams, options.modernbert is not None)
     check_peers(options, names)
     packer = load_module(options.modernbert, "sequence_packer") if options.modernbert else None
-    with work_folder(options.keep) as folder, no_child_outlives():
+    with TemporaryDirectory(prefix="mmbert-benchmark-") as temporary, no_child_outlives():
+        folder = Path(temporary)
         tokenizer = make_tokenizer(folder / "tokenizer", shape.vocab_size)
         rows = make_rows(shape, tokenizer)
-        write_documents(folder / "documents", documents_of(rows, shape.seed))
+        write_documents(folder / "documents", documents_of(rows))
         ours = {}
         for number in streams:
             root = folder / f"streams-{number}"
             write_streams(root, rows, number, shape, tokenizer)
             ours[number] = Ours.over(root, number, shape, tokenizer, options.workers)
-        peers = Peers(folder / "documents", tokenizer, shape, options.hf_batches, packer)
+        peers = Peers(folder / "documents", tokenizer, shape, packer)
         tokens = sum(len(row.input_ids) for row in rows)
         gates = [gate for n in streams for gate in gates_of_ours(ours[n], n, rows, shape.steps)]
         gates += peers.gates(tokens)
@@ -199,7 +171,7 @@ def facts_of(shape: Shape, rows: Sequence[Row]) -> dict[str, Any]:
         "documents": sum(len(row.lengths) for row in rows),
         "row_fill": tokens / (shape.total_rows * shape.row_length),
         "vocab_size": shape.vocab_size,
-        "mask_rate": shape.mask_rate,
+        "mask_rate": MASK_RATE,
     }
 
 

@@ -11,12 +11,13 @@ from streaming import LocalDataset
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from mmbert.benchmark.result import Gate
-from mmbert.benchmark.synthetic_rows import Shape
+from mmbert.benchmark.synthetic_rows import MASK_RATE, SEED, Shape
 from mmbert.tokenizer import Tokenizer
 
 # Documents of an incoming batch and the packer's buffer, in multiples of the rows of a batch; its own default is 1, 5.
 PACKER_SETTINGS = ((1, 5), (1, 2), (2, 10), (4, 20), (5, 10))
 PACKER, HUGGING_FACE = "modernbert", ("hf", "hf-patched", "hf-tuned")
+HF_BATCHES = 5  # of a run of Hugging Face
 
 
 class ConstantLength(PreTrainedTokenizerFast):
@@ -54,7 +55,6 @@ class Peers:
     folder: Path
     tokenizer: Tokenizer
     shape: Shape
-    hf_batches: int
     packer: ModuleType | None
     tokens: dict[str, int] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -67,14 +67,14 @@ class Peers:
         patched.__class__ = ConstantLength
         patched.length = len(slow)
         self.collators = {
-            name: DataCollatorForLanguageModeling(tokenizer, mlm_probability=self.shape.mask_rate, return_tensors=kind)
+            name: DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASK_RATE, return_tensors=kind)
             for name, tokenizer, kind in (
                 ("hf", slow, "pt"), ("hf-patched", patched, "pt"), ("hf-tuned", patched, "np")
             )
         }
         sizes = [len(self.documents[index]["input_ids"]) for index in range(len(self.documents))]
         per_batch = max(1, round(len(sizes) / self.shape.batches))  # so that a batch has as many tokens as ours
-        count = min(len(sizes), per_batch * self.hf_batches)
+        count = min(len(sizes), per_batch * HF_BATCHES)
         self.hf_order = [list(range(first, min(first + per_batch, count))) for first in range(0, count, per_batch)]
         by_length = sorted(range(count), key=sizes.__getitem__)
         self.sorted_order = [by_length[first : first + per_batch] for first in range(0, count, per_batch)]
@@ -130,8 +130,8 @@ class Peers:
             buffer_size=buffer,
             pad_token_id=self.tokenizer.pad_token_id,
             mask_token_id=self.tokenizer.mask_token_id,
-            mask_prob=self.shape.mask_rate,
-            seed=self.shape.seed,
+            mask_prob=MASK_RATE,
+            seed=SEED,
         )
         slots = 0
         for batch in packed:

@@ -25,6 +25,7 @@ from mmbert.schedules import Schedule
 from mmbert.tokenizer import SPECIAL_TOKENS, Tokenizer, save_tokenizer
 
 SOURCE = "synthetic"
+SEED, MASK_RATE = 0, 0.3
 SHARD_BYTES = 64 * 2**20  # as data preparation has it
 # Of the natural logarithm of a document's tokens; median 300, mean 450 before documents are cut to rows.
 LOG_MEDIAN, LOG_SIGMA = float(np.log(300.0)), 0.9
@@ -37,15 +38,12 @@ class Shape:
     Attributes:
         microbatches: how many of these our loader reads as one batch, to cut it: a step accumulates them.
         vocab_size: of the tokenizer; ids are uniform over all but the special ones.
-        mask_rate: share of the tokens to mask.
     """
 
     row_length: int
     rows: int
     batches: int
     vocab_size: int
-    mask_rate: float
-    seed: int
     microbatches: int = 1
 
     @property
@@ -83,7 +81,7 @@ def make_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
 
 def make_rows(shape: Shape, tokenizer: Tokenizer) -> list[Row]:
     """Exactly `shape.total_rows` rows, packed as data preparation packs, in random order."""
-    rng = np.random.default_rng(shape.seed)
+    rng = np.random.default_rng(SEED)
     wanted, documents, tokens = shape.total_rows, [], 0
     first = len(tokenizer.special_token_ids)  # `make_tokenizer` gives them the lowest ids
     while tokens < wanted * shape.row_length * 1.01:  # a little more: packing leaves holes, and the last row its rest
@@ -96,10 +94,10 @@ def make_rows(shape: Shape, tokenizer: Tokenizer) -> list[Row]:
     return rows[:wanted]
 
 
-def documents_of(rows: Sequence[Row], seed: int) -> list[TokenIds]:
+def documents_of(rows: Sequence[Row]) -> list[TokenIds]:
     """The documents in the rows, `<bos>` and `<eos>` included, in random order."""
     documents = [part for row in rows for part in np.split(row.input_ids, np.cumsum(row.lengths, dtype=np.int64)[:-1])]
-    return [documents[index] for index in np.random.default_rng(seed).permutation(len(documents))]
+    return [documents[index] for index in np.random.default_rng(SEED).permutation(len(documents))]
 
 
 def language_name(stream: int) -> str:
@@ -124,7 +122,7 @@ def write_stream(folder: Path, rows: Sequence[Row], shape: Shape, tokenizer: Tok
         source=SOURCE,
         language=folder.name,
         row_length=shape.row_length,
-        seed=shape.seed,
+        seed=SEED,
         tokenizer=tokenizer.digest,
         vocab_size=tokenizer.vocab_size,
         bos_token_id=tokenizer.bos_token_id,
@@ -133,7 +131,7 @@ def write_stream(folder: Path, rows: Sequence[Row], shape: Shape, tokenizer: Tok
         rows=len(rows),
         tokens=sum(len(row.input_ids) for row in rows),
         text_bytes=0,
-        documents_sha256=f"synthetic, seed {shape.seed}",
+        documents_sha256=f"synthetic, seed {SEED}",
         index_sha256=sha256_of(folder / "index.json"),
         shards=shard_records(folder),
     )
@@ -159,7 +157,7 @@ def make_config(root: Path, num_streams: int, shape: Shape, tokenizer: Tokenizer
         duration=tokens,
         global_train_batch_size=shape.rows * shape.microbatches,
         device_train_microbatch_size=shape.rows,
-        mask_rate=Schedule(shape.mask_rate),
+        mask_rate=Schedule(MASK_RATE),
         model=ModelConfig(
             vocab_size=shape.vocab_size,
             hidden_size=2,
@@ -174,5 +172,5 @@ def make_config(root: Path, num_streams: int, shape: Shape, tokenizer: Tokenizer
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0),
         learning_rate=LearningRateConfig("warmup_stable_decay"),
         checkpoint=CheckpointConfig(interval=tokens),
-        seed=shape.seed,
+        seed=SEED,
     )
