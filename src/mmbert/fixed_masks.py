@@ -30,7 +30,7 @@ def fixed_mask(
         input_ids: (L,) token ids of the document.
         special_token_ids: ids that are never masked.
         mask_rate: share of the maskable tokens to hide, in (0, 1].
-        key: name of the mask, from `mask_key`.
+        key: name of the mask.
 
     Returns:
         (M,) positions; empty only when no token of the document is maskable.
@@ -40,16 +40,3 @@ def fixed_mask(
     priorities = np.random.PCG64(seed).random_raw(len(input_ids))  # (L,)
     ranked = maskable[np.argsort(priorities[maskable], kind="stable")]
     return np.sort(ranked[: num_masked_tokens(len(maskable), mask_rate)])
-
-
-def mask_key(seed: int, language: str, document: int, mask_number: int, length: int) -> str:
-    """Name of one mask of one document.
-
-    Args:
-        seed: seed of the evaluation.
-        language: language of the held-out stream.
-        document: index of the document in that stream.
-        mask_number: which of the document's masks, from 0.
-        length: tokens of the document, special ones included.
-    """
-    return f"{seed}/{language}/{document}/{mask_number}/{length}"

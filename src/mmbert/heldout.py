@@ -12,13 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmbert.config import RunConfig
-from mmbert.fixed_masks import fixed_mask, mask_key, maskable_positions
+from mmbert.fixed_masks import fixed_mask, maskable_positions
 from mmbert.manifest import Manifest, check_stream, list_languages, read_manifest, stream_folder
 from mmbert.packing import TokenIds
 from mmbert.remote_rows import RemoteRows, place_of
 from mmbert.shards import LanguageShards
 from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer
+
+MASK_RATE = 0.15
+"""Of every document, in all phases, whatever they train at."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +39,8 @@ class HeldoutLanguage:
 
 
 @dataclass(frozen=True)
-class MaskingPlan:
-    """How documents are masked; the same plan gives the same masks, always.
-
-    Attributes:
-        mask_rate: share of the maskable tokens of a document that one mask hides.
-        num_masks: masks of each document; each is scored on its own.
-    """
-
-    mask_rate: float
-    num_masks: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.mask_rate <= 1.0:
-            raise ValueError(f"--mask-rate {self.mask_rate} must lie in (0, 1]")
-        if self.num_masks < 1:
-            raise ValueError(f"--num-masks {self.num_masks} must be at least 1")
-
-
-@dataclass(frozen=True)
 class MaskedDocument:
-    """One document under one mask.
+    """One document under its mask.
 
     Attributes:
         language: index of its language.
@@ -166,21 +149,22 @@ def num_maskable_tokens(heldout: HeldoutLanguage, tokenizer: Tokenizer) -> int:
 
 
 def mask_documents(
-    languages: Sequence[HeldoutLanguage], tokenizer: Tokenizer, plan: MaskingPlan, part: slice = slice(None)
+    languages: Sequence[HeldoutLanguage], tokenizer: Tokenizer, part: slice = slice(None)
 ) -> list[MaskedDocument]:
-    """Documents under each of their masks; those without a maskable token are left out.
+    """Documents under their masks; those without a maskable token are left out.
+
+    A mask follows from the document's language, place and length.
 
     Args:
         part: which of all of them, in order; the others cost nothing.
     """
     keys = [
-        (number, ids, mask_key(plan.seed, heldout.language, document, mask_number, len(ids)))
+        (number, ids, f"0/{heldout.language}/{document}/0/{len(ids)}")  # the zeros keep the masks of all numbers
         for number, heldout in enumerate(languages)
         for document, ids in enumerate(heldout.documents)
-        for mask_number in range(plan.num_masks)
     ]
     masked = [
-        MaskedDocument(number, ids, fixed_mask(ids, tokenizer.special_token_ids, plan.mask_rate, key))
+        MaskedDocument(number, ids, fixed_mask(ids, tokenizer.special_token_ids, MASK_RATE, key))
         for number, ids, key in keys[part]
     ]
     return [document for document in masked if len(document.masked)]

@@ -13,7 +13,6 @@ from mmbert.config import RunConfig
 from mmbert.data import Batch, Microbatches
 from mmbert.heldout import (
     MaskedDocument,
-    MaskingPlan,
     bits_per_byte,
     mask_documents,
     num_maskable_tokens,
@@ -25,9 +24,6 @@ from mmbert.ranks import Ranks
 from mmbert.remote_rows import THREADS, place_of
 from mmbert.scores import to_scores
 from mmbert.tokenizer import Tokenizer
-
-PLAN = MaskingPlan(mask_rate=0.15, num_masks=1, seed=0)
-"""The same in all phases, whatever they train at. `make demo` gives it to bits_per_byte, too."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class HeldoutSet:
         with ThreadPoolExecutor(THREADS if remote else 1) as pool:
             read = partial(read_heldout, folder, most_rows=validation.rows, remote=remote)
             languages = list(pool.map(read, manifests))
-        documents = mask_documents(languages, tokenizer, PLAN, slice(ranks.rank, None, ranks.world_size))
+        documents = mask_documents(languages, tokenizer, slice(ranks.rank, None, ranks.world_size))
         parts = filled([len(document.input_ids) for document in documents], most_tokens)
         return cls(
             tuple(f"{manifest.source}/{manifest.language}" for manifest in manifests),

@@ -8,8 +8,8 @@ Reads a converted Hugging Face folder and nothing else of the run. For a languag
     bits per byte = (sum of NLL over masked tokens / masked tokens) * maskable tokens / text bytes / ln 2
 
 where NLL is in nats, maskable tokens are all tokens of the held-out text but the special ones, each counted once,
-and text bytes are UTF-8. Masks depend on (seed, language, document, mask number) and on the data alone. The file is
-left as it is when it was computed from the same model, shards and parameters.
+and text bytes are UTF-8. Masks depend on language and document alone. The file is left as it is when it was computed
+from the same model, shards and rows.
 """
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, Mod
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.scoring import LanguageScore, score_languages
 from mmbert.file_contents import sha256_of
-from mmbert.heldout import MaskingPlan, check_heldout, read_heldout
+from mmbert.heldout import check_heldout, read_heldout
 from mmbert.json_files import read_json, write_json
 from mmbert.manifest import Manifest
 from mmbert.published_model import headers
@@ -40,9 +40,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shards", type=local_folder, required=True, help="root of the shards, above heldout/")
     parser.add_argument("--source", required=True, help="source of the held-out text, a folder below heldout/")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--mask-rate", type=float, default=0.15, help="share of a document's tokens to mask")
-    parser.add_argument("--num-masks", type=int, default=1, help="masks of each document (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the masks")
     parser.add_argument("--rows", type=int, help="the first so many of each language (default: all)")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens of a batch, padding included")
     return parser.parse_args(arguments)
@@ -59,12 +56,11 @@ def check_model_folder(folder: Path) -> None:
             raise FileNotFoundError(f"{folder / name} is missing; --model wants what mmbert.convert_to_hf wrote")
 
 
-def describe_inputs(folder: Path, manifests: list[Manifest], plan: MaskingPlan, rows: int | None) -> dict[str, Any]:
+def describe_inputs(folder: Path, manifests: list[Manifest], rows: int | None) -> dict[str, Any]:
     """Everything the numbers depend on; equal descriptions mean equal numbers."""
     return {
         "model": {name: sha256_of(folder / name) for name in MODEL_FILES},
         "shards": {manifest.language: manifest.digest for manifest in manifests},
-        "masks": {"mask_rate": plan.mask_rate, "num_masks": plan.num_masks, "seed": plan.seed},
         "rows": rows,
     }
 
@@ -100,15 +96,12 @@ def load_model(folder: Path, tokenizer: Tokenizer) -> ModernBertForMaskedLM:
 
 
 def evaluation_of(
-    folder: Path, source: str, plan: MaskingPlan, scores: dict[str, LanguageScore], inputs: dict[str, Any]
+    folder: Path, source: str, scores: dict[str, LanguageScore], inputs: dict[str, Any]
 ) -> dict[str, Any]:
     """Content of the JSON file."""
     return {
         "model": str(folder),
         "source": source,
-        "mask_rate": plan.mask_rate,
-        "num_masks": plan.num_masks,
-        "seed": plan.seed,
         "languages": {
             language: {
                 "bits_per_byte": score.bits_per_byte,
@@ -125,7 +118,6 @@ def evaluation_of(
 
 def evaluate(options: argparse.Namespace) -> str:
     """Evaluate, write the file, and return a line that says what was done."""
-    plan = MaskingPlan(options.mask_rate, options.num_masks, options.seed)
     if options.rows is not None and options.rows < 1:
         raise ValueError(f"--rows {options.rows} must be at least 1")
     if options.output.is_dir():
@@ -133,13 +125,13 @@ def evaluate(options: argparse.Namespace) -> str:
     check_model_folder(options.model)
     tokenizer = load_tokenizer(options.model)
     manifests = check_heldout(options.shards, options.source, tokenizer)
-    inputs = describe_inputs(options.model, manifests, plan, options.rows)
+    inputs = describe_inputs(options.model, manifests, options.rows)
     if options.output.exists() and read_json(options.output, "this program").get("inputs") == inputs:
-        return f"{options.output} is up to date: same model, shards and masks"
+        return f"{options.output} is up to date: same model and shards"
     languages = [read_heldout(options.shards, manifest, options.rows) for manifest in manifests]
     model = load_model(options.model, tokenizer)
-    scores = score_languages(model, languages, tokenizer, plan, options.batch_tokens)
-    write_json(options.output, evaluation_of(options.model, options.source, plan, scores, inputs))
+    scores = score_languages(model, languages, tokenizer, options.batch_tokens)
+    write_json(options.output, evaluation_of(options.model, options.source, scores, inputs))
     mean = sum(score.bits_per_byte for score in scores.values()) / len(scores)
     return f"{options.output}: {mean:.4f} bits per byte, mean over {len(scores)} languages"
 

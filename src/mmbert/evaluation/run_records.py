@@ -115,7 +115,7 @@ def read_phases(run_root: Path, names: list[str]) -> list[PhaseRecord]:
 
     Raises:
         FileNotFoundError, ValueError: a phase or one of its files is missing, or the phases' bits per byte do not
-            compare because they were measured on other text or with other masks.
+            compare because they were measured on other text.
     """
     for name in names:
         if not (run_root / name).is_dir():
@@ -124,7 +124,7 @@ def read_phases(run_root: Path, names: list[str]) -> list[PhaseRecord]:
     evaluations = {name: read_json(run_root / name / "bits_per_byte.json", BITS_PER_BYTE) for name in names}
     first = evaluations[names[0]]["inputs"]
     for name, evaluation in evaluations.items():
-        for key in ("shards", "rows", "masks"):
+        for key in ("shards", "rows"):
             if evaluation["inputs"][key] != first[key]:
                 raise ValueError(
                     f"{run_root / name / 'bits_per_byte.json'} was measured with other {key} than {names[0]}'s, so the "

@@ -18,7 +18,6 @@ from transformers import ModernBertForMaskedLM
 from mmbert.heldout import (
     HeldoutLanguage,
     MaskedDocument,
-    MaskingPlan,
     bits_per_byte,
     mask_documents,
     num_maskable_tokens,
@@ -33,7 +32,7 @@ class LanguageScore:
     Attributes:
         nll: negative log-likelihood of all masked tokens together, in nats.
         correct: masked tokens whose likeliest prediction is right.
-        masked_tokens: number of masked tokens, over all masks.
+        masked_tokens: number of masked tokens.
         maskable_tokens: tokens of the text, each counted once.
         text_bytes: UTF-8 bytes of the text.
     """
@@ -110,7 +109,6 @@ def score_languages(
     model: ModernBertForMaskedLM,
     languages: list[HeldoutLanguage],
     tokenizer: Tokenizer,
-    plan: MaskingPlan,
     batch_tokens: int,
 ) -> dict[str, LanguageScore]:
     """Score every language; documents of all languages share batches, the sums are kept apart.
@@ -123,7 +121,7 @@ def score_languages(
     """
     maskable = [num_maskable_tokens(heldout, tokenizer) for heldout in languages]
     nll, correct, counts = (np.zeros(len(languages)) for _ in range(3))
-    documents = mask_documents(languages, tokenizer, plan)
+    documents = mask_documents(languages, tokenizer)
     num_tokens = sum(len(document.input_ids) for document in documents)
     with tqdm(total=num_tokens, unit="tok", unit_scale=True, disable=None) as progress:
         for batch in batches_of_like_length(documents, batch_tokens):
