@@ -45,10 +45,9 @@ def make_jobs(arguments: argparse.Namespace, cleaning: Cleaning, inputs: Inputs)
         settings = asdict(cleaning)
         if cleaning.thresholds:  # what they say decides, not where they lie
             settings["thresholds"] = read_thresholds(Path(cleaning.thresholds), language) or {}
-        decides = [version("datatrove"), settings, model, arguments.text_key, arguments.keep_dropped]
-        if arguments.whole_txt:  # else the digests of what was cleaned before there was this option stay as they are
-            decides.append("whole_txt")
-        digest = sha256(json.dumps([*decides, [asdict(file) for file in files]]).encode()).hexdigest()
+        cut = (arguments.text_key, arguments.whole_txt)
+        decides = [version("datatrove"), settings, model, cut, arguments.keep_dropped, [asdict(file) for file in files]]
+        digest = sha256(json.dumps(decides).encode()).hexdigest()
         jobs.append(
             Job(
                 output=str(arguments.output),
@@ -124,7 +123,7 @@ def write_report(output: Path, jobs: list[Job], failed: dict[str, str]) -> str:
     lines = [f"{output}: {len(records)} languages, {read:,} documents, {kept:,} kept; {dropped}"]
     if emptied := [language for language, record in records.items() if not record["kept"]["documents"]]:
         lines.append(f"nothing was kept of {few(emptied)}")
-    if undivided := [path for record in records.values() for path in record.get("undivided", [])]:
+    if undivided := [path for record in records.values() for path in record["undivided"]]:
         lines.append(undivided_line(undivided))
     return "\n".join(lines)
 

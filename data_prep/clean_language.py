@@ -31,7 +31,7 @@ from mmbert.atomic import fsync, make_folder, partial_folder, publish_folder, re
 from mmbert.json_files import read_json, write_json
 
 KEPT, DROPPED, COUNTS = "kept.jsonl.zst", "dropped.jsonl.zst", "counts.json"
-RECORD = {"digest", "files", "read", "dropped", "kept"}  # keys that one of a finished language has
+RECORD = {"digest", "files", "read", "dropped", "kept", "undivided"}  # keys that one of a finished language has
 WORK = ".clean"  # in the output folder: what is half done, and the records of what is finished
 PROGRAM = "python -m data_prep.clean"
 MINHASH = "minhash"
@@ -281,10 +281,9 @@ def add_counts(counts: list[dict[str, Any]], kept: Tally, near: Tally | None) ->
     if near:
         dropped[MINHASH] = near.counts()
     read = sums([part["read"] for part in counts])
-    undivided = [path for part in counts for path in part.get("undivided", [])]  # which once was not counted
     return {
         "read": read, "dropped": dropped, "kept": kept.counts(), "skipped": counts[0]["skipped"],
-        "undivided": undivided,
+        "undivided": [path for part in counts for path in part["undivided"]],
     }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def report(work: Work, num_new: int) -> int:
         record = work.read_record(stream)
         assert record is not None
         quarantined += record["quarantined"]
-        undivided += record.get("undivided", [])  # a stream that was made before they were counted has none
+        undivided += record["undivided"]
         documents, empty = documents + record["documents"], empty + record["empty"]
         duplicates += record["duplicates"]
         if not record["splits"] and not record["quarantined"]:

@@ -30,7 +30,7 @@ VOLUME_BYTES = 32 * 2**30
 EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
 UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 REMEDY = "remove this folder and run the same command again"
-RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined"}  # keys that one of a stream has
+RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined", "undivided"}  # keys of a stream's
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
 """Cleaning: planted near duplicates are found at the rate of the theory, counts add up, kills change no byte."""
-import hashlib
 import json
 import multiprocessing
 import os
 import signal
-from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,15 +196,9 @@ def test_changed_thresholds_redo_their_language_alone_and_a_moved_folder_none(tm
     assert not {job.digest for job in without} & set(before.values())  # nob is skipped with them, and not without
 
 
-def test_another_cut_of_txt_files_is_another_result_and_what_was_cleaned_before_it_could_be_chosen_stays(
-    corpus, tmp_path
-):
-    cleaning = Cleaning(minhash=True)
-    (job, *_), (whole, *_) = (make_jobs(corpus, tmp_path, cleaning, whole_txt=whole) for whole in (False, True))
-    files = [asdict(file) for part in job.parts for file in part]
-    decides = [version("datatrove"), asdict(cleaning), None, "text", True, files]
-    assert job.digest == hashlib.sha256(json.dumps(decides).encode()).hexdigest()
-    assert whole.digest != job.digest
+def test_another_cut_of_txt_files_is_another_result(corpus, tmp_path):
+    cut, whole = (make_jobs(corpus, tmp_path, Cleaning(minhash=True), whole_txt=whole) for whole in (False, True))
+    assert not {job.digest for job in cut} & {job.digest for job in whole}
 
 
 def test_a_part_that_is_done_is_not_read_again(tmp_path):

@@ -147,7 +147,7 @@ def test_a_large_txt_without_a_blank_line_is_named(
     assert "no blank line" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("key", ["digest", "quarantined"])
+@pytest.mark.parametrize("key", ["digest", "quarantined", "undivided"])
 def test_a_stream_whose_record_was_edited_is_made_anew(
     text: Path, shards: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     key: str,
@@ -158,17 +158,6 @@ def test_a_stream_whose_record_was_edited_is_made_anew(
     path.write_text(json.dumps(record))
     assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
     assert "1 streams made, 2 were up to date" in capsys.readouterr().out
-
-
-def test_the_record_of_a_stream_that_was_made_before_undivided_files_were_counted_is_read(
-    text: Path, corpus: Corpus, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    for path in (shards / ".prepare" / "finished").rglob("*.json"):
-        record = json.loads(path.read_text())
-        del record["undivided"]
-        path.write_text(json.dumps(record))
-    assert call(monkeypatch, prepare.main, *arguments_of(text, corpus, shards)) == 0
-    assert "0 streams made, 3 were up to date" in capsys.readouterr().out
 
 
 def test_languages_without_text_are_named_and_of_them_alone_there_are_no_rows(
