@@ -23,7 +23,7 @@ from typing import Any
 from data_prep.batches import batches
 from data_prep.clean_filters import QUALITY, Cleaning, check_known, read_thresholds
 from data_prep.clean_language import WORK, Job, filter_part, finish_language, finished
-from data_prep.documents import add_cutting_options
+from data_prep.documents import Reading, add_cutting_options
 from data_prep.inputs import Inputs, check_apart, find_inputs
 from data_prep.parallel import spread
 from data_prep.totals import few, undivided_line
@@ -39,22 +39,21 @@ Task = tuple[Job, Callable[[], None]]
 
 def make_jobs(arguments: argparse.Namespace, cleaning: Cleaning, inputs: Inputs) -> list[Job]:
     """A job for each language; ValueError if the output holds languages that the input does not."""
+    reading = Reading(arguments.text_key, arguments.whole_txt, normalise=False)
     model = sha256_of(Path(cleaning.model)) if cleaning.model else None
     jobs = []
     for (_, language), files in inputs.items():
         settings = asdict(cleaning)
         if cleaning.thresholds:  # what they say decides, not where they lie
             settings["thresholds"] = read_thresholds(Path(cleaning.thresholds), language) or {}
-        cut = (arguments.text_key, arguments.whole_txt)
-        decides = [version("datatrove"), settings, model, cut, arguments.keep_dropped, [asdict(file) for file in files]]
-        digest = sha256(json.dumps(decides).encode()).hexdigest()
+        decides = [version("datatrove"), settings, model, asdict(reading), arguments.keep_dropped]
+        digest = sha256(json.dumps([*decides, [asdict(file) for file in files]]).encode()).hexdigest()
         jobs.append(
             Job(
                 output=str(arguments.output),
                 language=language,
                 cleaning=cleaning,
-                text_key=arguments.text_key,
-                whole_txt=arguments.whole_txt,
+                reading=reading,
                 keep_dropped=arguments.keep_dropped,
                 parts=tuple(map(tuple, batches(files, attrgetter("size"), PART_BYTES))),
                 digest=digest,

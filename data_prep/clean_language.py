@@ -23,10 +23,10 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
 from datatrove.utils.logging import logger
 
 from data_prep.clean_filters import Cleaning, make_filters
+from data_prep.documents import Reading, is_undivided, text_documents
 from data_prep.formats import read_texts
 from data_prep.inputs import InputFile
 from data_prep.words import words_of
-from data_prep.work import is_undivided
 from mmbert.atomic import fsync, make_folder, partial_folder, publish_folder, remove
 from mmbert.json_files import read_json, write_json
 
@@ -54,8 +54,7 @@ class Job:
     output: str
     language: str
     cleaning: Cleaning
-    text_key: str
-    whole_txt: bool
+    reading: Reading
     keep_dropped: bool
     parts: tuple[tuple[InputFile, ...], ...]
     digest: str
@@ -172,10 +171,10 @@ def documents_of(job: Job, number: int, undivided: list[str]) -> Iterator[Docume
     """All documents of a part's files, in their order; files that are taken for undivided are added to the list."""
     for file in job.parts[number]:
         found = 0
-        for text in read_texts(file, job.text_key, job.whole_txt):
+        for text in text_documents(file, job.reading):
             found += 1
             yield Document(text, id="")
-        if not job.whole_txt and is_undivided(file, found):
+        if is_undivided(file, found, job.reading):
             undivided.append(file.path)
 
 

@@ -24,12 +24,12 @@ from data_prep.count_table import counts_table
 from data_prep.counts import Counts, counts_csv, total
 from data_prep.documents import Reading, add_reading_options, chosen_reading, text_documents
 from data_prep.fast_tokenizer import BACKENDS, Backend, Encoder, encoder
-from data_prep.inputs import InputFile, Inputs, Stream, check_apart, find_inputs
+from data_prep.inputs import InputFile, Inputs, Stream, check_apart, find_inputs, text_bytes
 from data_prep.parallel import spread
 from data_prep.split import check_heldout_rate, heldout_mask
 from data_prep.train_tokenizer import BYTE_TOKENS
 from data_prep.verify import find_streams
-from data_prep.work import StreamPlan, text_bytes, volumes_of
+from data_prep.work import StreamPlan, volumes_of
 from mmbert.atomic import write_file
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import read_manifest

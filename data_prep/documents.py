@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep.formats import read_texts
-from data_prep.inputs import InputFile
+from data_prep.inputs import InputFile, format_of, text_bytes
 from data_prep.normalise import normalise
+
+UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ def text_documents(file: InputFile, reading: Reading) -> Iterator[str]:
     """The documents of a file in their order, empty ones too; errors are those of `read_texts`."""
     for text in read_texts(file, reading.text_key, reading.whole_txt):
         yield normalise(text) if reading.normalise else text
+
+
+def is_undivided(file: InputFile, num_documents: int, reading: Reading) -> bool:
+    """Whether a file most likely has a document on each line, and was read as a single one for want of blank lines."""
+    is_one = num_documents == 1 and not reading.whole_txt
+    return is_one and format_of(file.path)[0] == ".txt" and text_bytes(file) >= UNDIVIDED_BYTES
 
 
 def add_cutting_options(parser: argparse.ArgumentParser) -> None:

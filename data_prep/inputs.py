@@ -14,6 +14,7 @@ from mmbert.manifest import NAME
 
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
 STAMPS = ("mtime", "ETag", "etag", "blob_id", "LastModified", "last_modified", "created")
 
 Stream = tuple[str, str]  # source, language
@@ -197,3 +198,9 @@ def format_of(path: str) -> tuple[str, str | None]:
             "last; move other files away"
         )
     return suffix, compression
+
+
+def text_bytes(file: InputFile) -> int:
+    """About how much text a file holds."""
+    suffix, compression = format_of(file.path)
+    return file.size * EXPANSION.get(compression or suffix, 1)

@@ -16,11 +16,11 @@ import numpy as np
 import zstandard
 
 from data_prep.batches import batches
-from data_prep.documents import text_documents
+from data_prep.documents import is_undivided, text_documents
 from data_prep.formats import BrokenInputError
 from data_prep.from_mds import read_token_documents
 from data_prep.inputs import InputFile
-from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, is_undivided, load
+from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load
 from mmbert.atomic import fsync, make_folder, write_file
 from mmbert.file_contents import parse_object
 
@@ -65,8 +65,12 @@ def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
         BrokenInputError: it cannot be read to its end, or holds none, or one that is too large.
         OSError: it cannot be opened or read.
     """
+    if settings.reading:
+        found = (document.encode() for document in text_documents(file, settings.reading))
+    else:
+        found = (ids.tobytes() for ids in read_token_documents(file.path, load(settings.tokenizer)))
     number = 0
-    for number, payload in enumerate(texts(file, settings) if settings.reader == "text" else ids(file, settings), 1):
+    for number, payload in enumerate(found, 1):
         if len(payload) > LARGEST_DOCUMENT:
             raise BrokenInputError(
                 f"{file.path}: document {number} has {len(payload):,} bytes, and may have {LARGEST_DOCUMENT:,} at "
@@ -77,20 +81,9 @@ def payloads(file: InputFile, settings: Settings) -> Iterator[bytes]:
         raise BrokenInputError(f"{file.path} holds no document: fill it, or remove it")
 
 
-def texts(file: InputFile, settings: Settings) -> Iterator[bytes]:
-    """The texts of a file."""
-    return (document.encode() for document in text_documents(file, settings.reading))
-
-
-def ids(file: InputFile, settings: Settings) -> Iterator[bytes]:
-    """The ids of a folder of MDS shards."""
-    return (document.tobytes() for document in read_token_documents(file.path, load(settings.tokenizer)))
-
-
 def undivided(file: InputFile, num_documents: int, settings: Settings) -> list[str]:
     """The path of a file that is taken for undivided, in a list; else nothing."""
-    is_cut = settings.reader == "text" and not settings.whole_txt
-    return [file.path] if is_cut and is_undivided(file, num_documents) else []
+    return [file.path] if settings.reading and is_undivided(file, num_documents, settings.reading) else []
 
 
 def bucket_of(payload: bytes, num_buckets: int) -> int:

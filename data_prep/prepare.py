@@ -193,7 +193,6 @@ def main() -> None:
         check_output(arguments.output)
         print(f"found {sum(map(len, inputs.values())):,} files of {len(inputs):,} languages; nothing was read or made")
         return
-    reading = chosen_reading(arguments)
     settings = Settings(
         output=str(arguments.output),
         tokenizer=arguments.tokenizer,
@@ -201,10 +200,7 @@ def main() -> None:
         heldout_rate=arguments.heldout_rate,
         seed=arguments.seed,
         backend=arguments.tokenizer_backend,
-        reader="mds" if arguments.mds else "text",
-        text_key=reading.text_key,
-        whole_txt=reading.whole_txt,
-        normalise=reading.normalise,
+        reading=None if arguments.mds else chosen_reading(arguments),
         distinct=not arguments.keep_duplicates,
     )
     work = plan(settings, inputs)

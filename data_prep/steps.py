@@ -73,7 +73,7 @@ class MakeRows(Stage):
 
 def codec_of(work: Work) -> Codec:
     """How the documents of a plan become ids."""
-    return Ids(work.tokenizer) if work.settings.reader == "mds" else text_codec(work.tokenizer, work.settings.backend)
+    return text_codec(work.tokenizer, work.settings.backend) if work.settings.reading else Ids(work.tokenizer)
 
 
 @cache

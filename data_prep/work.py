@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_prep.batches import batches
 from data_prep.documents import Reading
 from data_prep.fast_tokenizer import Backend
-from data_prep.inputs import InputFile, Inputs, format_of
+from data_prep.inputs import InputFile, Inputs, text_bytes
 from data_prep.split import DEFAULT_HELDOUT_RATE
 from mmbert.atomic import fsync, make_folder, remove, write_file
 from mmbert.file_contents import parse_object
@@ -27,8 +27,6 @@ from mmbert.typed import build
 FOLDER = ".prepare"  # in the output folder: plans and their logs, what is half done, what is finished
 BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten times that in memory
 VOLUME_BYTES = 32 * 2**30
-EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
-UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 REMEDY = "remove this folder and run the same command again"
 RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined", "undivided"}  # keys of a stream's
 
@@ -44,10 +42,7 @@ class Settings:
         heldout_rate: share of the documents that is held out.
         seed: of the order of rows.
         backend: what tokenises; all give the same ids.
-        reader: what the files hold: text, or folders of MDS shards with the ids of others.
-        text_key: key or column of the text.
-        whole_txt: whether a .txt file is one document.
-        normalise: whether texts are normalised.
+        reading: how texts are read; None where the files are folders of MDS shards, with the ids of others.
         distinct: whether a document is taken once only.
     """
 
@@ -57,16 +52,8 @@ class Settings:
     heldout_rate: float = DEFAULT_HELDOUT_RATE
     seed: int = 0
     backend: Backend = "auto"
-    reader: Literal["text", "mds"] = "text"
-    text_key: str = "text"
-    whole_txt: bool = False
-    normalise: bool = True
+    reading: Reading | None = field(default_factory=Reading)
     distinct: bool = True
-
-    @property
-    def reading(self) -> Reading:
-        """How texts are read."""
-        return Reading(self.text_key, self.whole_txt, self.normalise)
 
 
 @dataclass(frozen=True)
@@ -198,7 +185,7 @@ def load(folder: str) -> Tokenizer:
 
 def plan(settings: Settings, inputs: Inputs) -> Work:
     """Decide volumes and buckets of all streams."""
-    measure = text_bytes if settings.reader == "text" else attrgetter("size")
+    measure = text_bytes if settings.reading else attrgetter("size")
     streams = [
         StreamPlan(source, language, list(volumes_of(files, measure)))
         for (source, language), files in sorted(inputs.items())
@@ -213,17 +200,6 @@ def volumes_of(files: Sequence[InputFile], measure: Callable[[InputFile], int]) 
         volume = Volume(members, max(1, -(-sum(map(measure, members)) // BUCKET_BYTES)), first)
         yield volume
         first += volume.num_buckets
-
-
-def text_bytes(file: InputFile) -> int:
-    """About how much text a file holds."""
-    suffix, compression = format_of(file.path)
-    return file.size * EXPANSION.get(compression or suffix, 1)
-
-
-def is_undivided(file: InputFile, num_documents: int) -> bool:
-    """Whether a file most likely has a document on each line, and was read as a single one for want of blank lines."""
-    return num_documents == 1 and format_of(file.path)[0] == ".txt" and text_bytes(file) >= UNDIVIDED_BYTES
 
 
 def check_output(output: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from streaming import MDSWriter
 
-from data_prep import partition, prepare, publish, verify, work
+from data_prep import documents, partition, prepare, publish, verify, work
 from data_prep.split import split_documents
 from data_prep.steps import shares
 from data_prep.totals import few
@@ -127,7 +127,7 @@ def test_a_large_txt_without_a_blank_line_is_named(
     request: pytest.FixtureRequest, buckets: str,
 ):  # fmt: skip
     """A document on each line is what its writer meant, and rows of one document are what comes of it."""
-    monkeypatch.setattr(work, "UNDIVIDED_BYTES", 500)
+    monkeypatch.setattr(documents, "UNDIVIDED_BYTES", 500)
     if buckets == "many":
         request.getfixturevalue("small_buckets")
     folder = tmp_path / "text" / "fao"
