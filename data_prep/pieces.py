@@ -18,8 +18,6 @@ def read_documents(shards: LanguageShards, shard: int) -> list[TokenIds]:
     [folder], [manifest] = shards.folders, shards.manifests
     name, record = list(manifest.shards.items())[shard]
     path = folder / pieces_name(int(name.split(".")[1]))
-    if not record.pieces_sha256:
-        raise ValueError(f"{folder / name} was written without its pieces: prepare the rows again from their text")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: copy it again, or prepare the rows again from their text")
     if sha256_of(path) != record.pieces_sha256:

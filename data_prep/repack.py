@@ -30,7 +30,7 @@ def repack_stream(folder: Path, output: Path, row_length: int) -> Manifest:
     """Write one stream with rows of `row_length` tokens below `output`, unless it is there already.
 
     Raises:
-        OSError, ValueError: the stream is damaged, or was written without its pieces; or another one is there.
+        OSError, ValueError: the stream is damaged; or another one is there.
     """
     old = read_manifest(folder)
     target = stream_folder(output, old.split, old.source, old.language)
