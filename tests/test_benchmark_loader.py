@@ -106,16 +106,16 @@ def passed(gates: list[Gate]) -> list[bool]:
 
 
 def test_one_pass_through_two_workers_reads_every_row_once_and_leaves_no_worker(ours: Ours, rows: list[Row]) -> None:
-    assert passed(gates_of_ours(ours, 3, rows, SHAPE.batches)) == [True, True]
+    assert passed(gates_of_ours(ours, 3, rows, SHAPE.batches)) == [True] * 3
     assert not multiprocessing.active_children()
 
 
 def test_a_pass_too_short_and_a_row_unlike_what_was_written_do_not_pass(ours: Ours, rows: list[Row]) -> None:
     short = gates_of_ours(ours, 3, rows, SHAPE.batches - 1)
-    assert passed(short) == [False, True]
+    assert passed(short) == [False, True, True]
     other = replace(rows[7], input_ids=rows[7].input_ids + np.uint32(1))
     unlike = gates_of_ours(ours, 3, [*rows[:7], other, *rows[8:]], SHAPE.batches)
-    assert passed(unlike) == [True, False]
+    assert passed(unlike) == [True, False, True]
     with pytest.raises(ValueError, match="nothing was timed: ours, 3 streams: rows with other ids than were written"):
         check_gates(unlike)
 
@@ -133,7 +133,21 @@ def test_masking_that_loses_a_token_does_not_pass(
         return corrupted, masked, targets + wrong[1]
 
     monkeypatch.setattr(masking, "mask_tokens", broken)
-    assert passed(gates_of_ours(ours, 3, rows, SHAPE.batches)) == [True, False]
+    assert passed(gates_of_ours(ours, 3, rows, SHAPE.batches)) == [True, False, True]
+
+
+def test_masking_that_leaves_half_out_does_not_pass(
+    ours: Ours, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = masking.mask_tokens
+
+    def lazy(*arguments: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        corrupted, masked, targets = real(*arguments)
+        corrupted[masked[::2]] = targets[::2]
+        return corrupted, masked[1::2], targets[1::2]
+
+    monkeypatch.setattr(masking, "mask_tokens", lazy)
+    assert passed(gates_of_ours(ours, 3, rows, SHAPE.batches)) == [True, True, False]
 
 
 def burn(burnt: Event, finish: Event) -> None:
@@ -219,7 +233,7 @@ def test_a_small_run_measures_all_candidates_and_leaves_nothing(
     assert [document["candidates"][name]["tokens"] for name in names[:3]] == [2 * tokens, 2 * tokens, tokens]
     assert list(document["cpu_ratios"]) == names[1:]
     assert 0.0 <= document["facts"]["data_wait_share"] <= 1.0
-    assert len(document["gates"]) == 2 * 2 + 4
+    assert len(document["gates"]) == 2 * 3 + 4
     assert "hf-patched" in capsys.readouterr().out
     assert not list((tmp_path / "temporary").iterdir())
     assert not multiprocessing.active_children()

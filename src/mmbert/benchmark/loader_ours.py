@@ -90,22 +90,27 @@ def run_through(loaded: Iterator[object], batches: int) -> None:
 
 
 def gates_of_ours(ours: Ours, streams: int, rows: Sequence[Row], batches: int) -> list[Gate]:
-    """One pass gives every row once; its ids are those that were written when the targets are put back."""
-    seen, differing = np.zeros(len(rows), dtype=np.int64), 0
+    """One pass gives every row once, masked at the rate; with the targets put back it is what was written."""
+    seen, differing, chosen, maskable = np.zeros(len(rows), dtype=np.int64), 0, 0, 0
     with closing(ours.batches()) as loaded:
         order = PhaseData.open(ours.config, ours.tokenizer).row_order(ours.config)
         expected = order.batches(0, batch_sizes(ours.config), 0, 1)
         for (batch, _), places in zip(islice(loaded, batches), expected, strict=False):
             input_ids = batch["input_ids"].copy()
             input_ids[batch["masked"]] = batch["targets"]
+            chosen += len(batch["masked"])
             ends = np.cumsum(batch["row_tokens"])
             for end, (_, stream, number) in zip(ends, places, strict=True):
                 row = number * streams + stream
                 seen[row] += 1
                 size = len(rows[row].input_ids)
+                maskable += int(ours.vocabulary.maskable[rows[row].input_ids].sum())
                 differing += not np.array_equal(input_ids[end - size : end], rows[row].input_ids)
+    rate = ours.config.mask_rate.start
+    error = abs(chosen / maskable - rate) / np.sqrt(rate * (1 - rate) / maskable)
     prefix = f"ours, {streams} streams: "
     return [
         Gate(prefix + "rows not read exactly once", float((seen != 1).sum()), 0.0),
         Gate(prefix + "rows with other ids than were written", float(differing), 0.0),
+        Gate(prefix + "mask rate, standard errors off", float(error), 4.0),
     ]
