@@ -45,6 +45,15 @@ def test_the_order_is_the_same_from_wherever_it_is_entered() -> None:
         assert np.array_equal(first_places(order(), start, 20), whole[start : start + 20])
 
 
+def test_the_order_is_that_which_runs_before_were_trained_in() -> None:
+    """A run that goes on with another version of this code, or of NumPy, must not read other rows."""
+    assert walk(7, 9, np.array([3, 2]), 1, 9).tolist() == [4, 2, 0, 1, 4, 3, 0, 1]
+    found = first_places(order(), 54, 12)[:, 1:]  # the end of one period and the begin of the next
+    assert found.tolist() == [
+        [0, 11], [1, 3], [0, 12], [1, 3], [0, 7], [0, 7], [2, 0], [0, 10], [1, 2], [1, 1], [0, 0], [2, 0],
+    ]  # fmt: skip
+
+
 def test_another_seed_gives_another_order_of_the_same_rows() -> None:
     one, other = (first_places(order(seed), 0, 60) for seed in (3, 4))
     assert not np.array_equal(one, other)
