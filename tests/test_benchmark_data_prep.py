@@ -110,9 +110,3 @@ def test_a_demand_names_a_peer_that_runs(text, corpus, tmp_path):
     options = ("--input", text, "--tokenizer", corpus.tokenizer, "--min-cpu-ratio", "nobody=4")
     with pytest.raises(SystemExit, match="--min-cpu-ratio nobody=4: no such peer here"):
         measure("pipeline", *options, tmp_path / "pipeline.json")
-
-
-def test_a_folder_that_is_no_checkout_is_named(text, corpus, tmp_path):
-    options = ("--input", text, "--tokenizer", corpus.tokenizer, "--modernbert", tmp_path)
-    with pytest.raises(SystemExit, match=r"no src/convert_dataset\.py; name a checkout"):
-        measure("pipeline", *options, tmp_path / "pipeline.json")

@@ -14,7 +14,6 @@ from data_prep.count_table import FEW, counts_table
 from data_prep.counts import Counts, Stream, by_script, counts_csv, mean_tokens_per_word, total
 from data_prep.documents import Reading
 from data_prep.inputs import find_inputs
-from data_prep.split import document_hash
 from data_prep.train_tokenizer import train
 from mmbert.manifest import read_manifest, stream_folder
 from mmbert.plan.counts import Count, read_counts
@@ -33,13 +32,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(tokenizer: Path, **changes: object) -> count.Settings:
-    return replace(count.Settings((tokenizer,), "tokenizers", 0.0, Reading()), **changes)
-
-
-def counted(folder: Path, tokenizer: Path, workers: int = 1, **changes: object) -> dict[Stream, Counts]:
-    tables = count.count_inputs(find_inputs(str(folder), "own"), settings(tokenizer, **changes), workers)
-    return tables[tokenizer.name]
+def counted(folder: Path, tokenizer: Path, workers: int = 1) -> dict[Stream, Counts]:
+    settings = count.Settings((tokenizer,), "tokenizers", 0.0, Reading())
+    return count.count_inputs(find_inputs(str(folder), "own"), settings, workers)[tokenizer.name]
 
 
 def test_every_number_is_what_one_counts_by_hand(tokenizer: Path, tmp_path: Path) -> None:
@@ -80,15 +75,6 @@ def test_batches_files_and_workers_change_no_number(
     assert counted(tmp_path / "two", tokenizer, workers=2) == one
     monkeypatch.setattr(count, "BATCH", 20)
     assert counted(tmp_path / "one", tokenizer) == one
-
-
-def test_the_held_out_tenth_can_be_left_out(tokenizer: Path, tmp_path: Path) -> None:
-    texts = [f"beda {number}" for number in range(500)]
-    write_jsonl(tmp_path / "fao.jsonl", texts)
-    kept = [text for text in texts if document_hash(text) >= 0.1]
-    found = counted(tmp_path, tokenizer, heldout_rate=0.1)["own", "fao"]
-    assert (found.documents, found.characters) == (len(kept), sum(map(len, kept)))
-    assert len(kept) < 500
 
 
 def test_a_document_without_a_token_is_left_out_as_it_is_of_rows(tokenizer: Path, tmp_path: Path) -> None:

@@ -129,7 +129,6 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl:1 is not valid JSON"),
         ("x.csv", b"id,content\r\n1,a\r\n", r"x.csv has no column 'text' \(columns: id, content\)"),
         ("x.csv", b"id,text\r\n1\r\n", "x.csv:2 has another number of fields"),
-        ("x.csv", b"id,text\r\n1,a,b\r\n", "x.csv:2 has another number of fields"),
         ("x.csv", b'id,text\r\n1,"a', "x.csv:.* is damaged"),
         ("x.csv", b"id,text\r\n1,\xff\r\n", "x.csv is not UTF-8 behind line 0: convert it, say with iconv"),
         ("x.csv", b"text\r\n" + 9000 * b"a\r\n" + b"\xff\r\n", r"x.csv is not UTF-8 behind line 8\d\d\d: convert it"),
@@ -137,7 +136,6 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.csv", b"head" + 500 * b",word", r"x.csv has no column 'text' \(columns: head, word.*\): give --text-key"),
         ("x.csv", b"text,id,text\r\na,1,b\r\n", "x.csv has 2 columns 'text': rename all but one"),
         ("x.jsonl", json.dumps({f"a\n{key}": 0 for key in range(99)}).encode(), "x.jsonl:1 has no .* 0, a 1, .*give"),
-        ("x.csv", b"", "x.csv has no column"),
         ("x.parquet", b"PAR1 no PAR1", "x.parquet is damaged"),
     ],
 )

@@ -179,38 +179,12 @@ def test_many_names_are_told_in_a_few():
     assert few(list(map(str, range(12)))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 
-def test_spelling_is_kept_on_demand(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_key_of_the_text_is_the_one_asked_for(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "text").mkdir()
-    write_jsonl(tmp_path / "text" / "fao.jsonl", ["e\u0301 "])
-    for option, expected in (([], "é"), (["--keep-spelling"], "e\u0301 ")):
-        output = tmp_path / f"out{len(option)}"
-        call(monkeypatch, prepare.main, *arguments_of(tmp_path / "text", corpus, output, *option))
-        assert read_back(stream_folder(output, "train", "own", "fao")) == encoded(corpus, [expected])
-
-
-@pytest.mark.parametrize(
-    "name, content, options, expected",
-    [
-        ("fao.jsonl", '{"content": "beda", "text": "gola"}', ["--text-key", "content"], ["beda"]),
-        ("fao.txt", "beda\n\ngola", ["--whole-txt"], ["beda\n\ngola"]),
-    ],
-)
-def test_options_say_what_a_document_is(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, options: list,
-    expected: list,
-):  # fmt: skip
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / name).write_text(content)
-    call(monkeypatch, prepare.main, *arguments_of(tmp_path / "text", corpus, tmp_path / "out", *options))
-    assert read_back(stream_folder(tmp_path / "out", "train", "own", "fao")) == encoded(corpus, expected)
-
-
-def test_the_share_that_is_held_out_is_the_one_asked_for(
-    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "half", "--heldout-rate", 0.5))
-    for split, texts in split_documents([text.strip() for text in documents_of("fao")], 0.5).items():
-        assert read_back(stream_folder(tmp_path / "half", split, "own", "fao")) == encoded(corpus, texts)
+    (tmp_path / "text" / "fao.jsonl").write_text('{"content": "beda", "text": "gola"}')
+    arguments = arguments_of(tmp_path / "text", corpus, tmp_path / "out", "--text-key", "content")
+    call(monkeypatch, prepare.main, *arguments)
+    assert read_back(stream_folder(tmp_path / "out", "train", "own", "fao")) == encoded(corpus, ["beda"])
 
 
 @pytest.mark.parametrize("heldout_rate", [1e-9, 1 - 1e-9])
