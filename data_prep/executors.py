@@ -2,7 +2,6 @@
 import shlex
 import sys
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,18 +31,14 @@ def run_locally(work: Work, workers: int) -> None:
             deque(spread(run, range(tasks), workers, stage.name, "task"), maxlen=0)
 
 
-@dataclass(frozen=True)
-class Slurm:
-    """How to ask Slurm: partition, time limit of a task as Slurm writes it, most tasks of a stage, GB for each."""
+def submit_to_slurm(work: Work, partition: str, time: str, tasks: int, memory: int) -> list[str]:
+    """An array for each stage that has something to do, each after the one before it; their job ids.
 
-    partition: str
-    time: str
-    tasks: int
-    memory: int
-
-
-def submit_to_slurm(work: Work, slurm: Slurm) -> list[str]:
-    """An array for each stage that has something to do, each after the one before it; their job ids."""
+    Args:
+        time: limit of a task, as Slurm writes it.
+        tasks: most of a stage.
+        memory: GB for each task.
+    """
     previous: SlurmPipelineExecutor | None = None
     jobs = []
     for stage in STAGES:
@@ -52,10 +47,10 @@ def submit_to_slurm(work: Work, slurm: Slurm) -> list[str]:
             continue
         previous = SlurmPipelineExecutor(
             pipeline=[stage(work.plan_folder)],
-            tasks=min(number, slurm.tasks),
-            time=slurm.time,
-            partition=slurm.partition,
-            mem_per_cpu_gb=slurm.memory,
+            tasks=min(number, tasks),
+            time=time,
+            partition=partition,
+            mem_per_cpu_gb=memory,
             job_name=f"data-{stage.name}",
             qos=None,
             env_command=environment(),

@@ -22,7 +22,7 @@ from streaming.base.format.mds import MDSReader
 from streaming.base.hashing import get_hash
 
 from data_prep.formats import BrokenInputError
-from data_prep.inputs import InputFile, Inputs, Stream, list_files
+from data_prep.inputs import InputFile, Inputs, Stream, language_of, list_files
 from data_prep.language_codes import canonical
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
@@ -109,10 +109,7 @@ def _language_of(relative: str, folder: str) -> str:
     subset = name[:8]  # fao_Latn-tokenized-chunked-8192-512-32-backfill-nodups
     if len(subset) == 8 and subset[3] == "_" and subset[4:].istitle() and not name[8:9].isalnum():
         name = subset
-    try:
-        return canonical(name)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}; rename it, or give --language for the whole folder") from None
+    return language_of(f"{name}/", folder)
 
 
 def _read(path: str) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from data_prep.documents import add_reading_options, chosen_reading
-from data_prep.executors import Slurm, run_locally, submit_to_slurm
+from data_prep.executors import run_locally, submit_to_slurm
 from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
 from data_prep.inputs import Inputs, check_apart, find_inputs
@@ -205,9 +205,8 @@ def main() -> None:
     )
     work = plan(settings, inputs)
     if arguments.slurm:
-        slurm = Slurm(arguments.slurm, arguments.slurm_time, arguments.tasks, arguments.memory)
         with to_do(work) as rest:
-            jobs = submit_to_slurm(rest, slurm)
+            jobs = submit_to_slurm(rest, arguments.slurm, arguments.slurm_time, arguments.tasks, arguments.memory)
         print(f"submitted: {' '.join(jobs) or 'nothing is left to do'}; run this command without --slurm when they end")
         return
     sys.exit(report(work, make_all(work, arguments.workers)))
