@@ -11,7 +11,7 @@ import argparse
 import csv
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,9 +226,7 @@ def write_language(folder: Path, language: str, num_bytes: int, seed: int, layou
     return Made(language, pattern.parent if is_folder else pattern, *counts)
 
 
-def write_corpus(
-    folder: Path, num_languages: int, num_bytes: int, seed: int = 0, layouts: Sequence[str] = LAYOUTS
-) -> list[Made]:
+def write_corpus(folder: Path, num_languages: int, num_bytes: int, seed: int = 0) -> list[Made]:
     """Write a corpus of about `num_bytes` of text, the languages' layouts in turn; the largest language first.
 
     Raises:
@@ -237,7 +235,7 @@ def write_corpus(
     codes = language_codes()
     if not 1 <= num_languages <= len(codes):
         raise ValueError(f"{num_languages=} must lie in [1, {len(codes)}]")
-    plan = zip(codes[:num_languages], zipf_sizes(num_languages, num_bytes), itertools.cycle(layouts), strict=False)
+    plan = zip(codes[:num_languages], zipf_sizes(num_languages, num_bytes), itertools.cycle(LAYOUTS), strict=False)
     return [
         write_language(folder, language, size, seed, layout)
         for language, size, layout in tqdm(plan, total=num_languages, desc="corpus", unit="language", disable=None)
@@ -249,12 +247,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="text folder to make")
     parser.add_argument("--languages", type=int, default=1833, help="how many (default: 1833)")
     parser.add_argument("--bytes", type=int, default=10**9, help="of UTF-8 text, in all (default: 1 GB)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS, help="of languages, in turn")
     arguments = parser.parse_args()
     if arguments.output.exists():
         parser.error(f"{arguments.output} exists: remove it, or choose another --output")
-    made = write_corpus(arguments.output, arguments.languages, arguments.bytes, arguments.seed, arguments.layouts)
+    made = write_corpus(arguments.output, arguments.languages, arguments.bytes)
     documents, copies = sum(one.documents for one in made), sum(one.copies for one in made)
     megabytes = sum(one.text_bytes for one in made) / 1e6
     print(f"{arguments.output}: {len(made)} languages, {documents:,} documents, {copies:,} copies, {megabytes:,.1f} MB")

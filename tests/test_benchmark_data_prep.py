@@ -72,7 +72,7 @@ def test_the_text_has_each_document_once(text, tmp_path):
 
 def test_the_pipeline_is_timed_against_a_peer_that_makes_the_same_documents(text, corpus, tmp_path):
     modernbert = checkout(tmp_path / "modernbert", "None")
-    options = ("--input", text, "--tokenizer", corpus.tokenizer, "--row-length", 128, "--modernbert", modernbert)
+    options = ("--input", text, "--tokenizer", corpus.tokenizer, "--modernbert", modernbert)
     document = measure("pipeline", *options, tmp_path / "pipeline.json")
     assert list(document["candidates"]) == ["ours", "convert_dataset"]
     assert document["facts"]["languages"] == 3
@@ -84,7 +84,7 @@ def test_the_pipeline_is_timed_against_a_peer_that_makes_the_same_documents(text
 
 def test_a_peer_with_other_documents_is_not_timed(text, corpus, tmp_path):
     modernbert = checkout(tmp_path / "modernbert", "-2")  # the last token and <eos> are cut off
-    options = ("--input", text, "--tokenizer", corpus.tokenizer, "--row-length", 128, "--modernbert", modernbert)
+    options = ("--input", text, "--tokenizer", corpus.tokenizer, "--modernbert", modernbert)
     with pytest.raises(SystemExit, match=r"gate not passed, nothing was timed: .*convert_dataset"):
         measure("pipeline", *options, tmp_path / "pipeline.json")
 

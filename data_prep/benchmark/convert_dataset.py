@@ -6,6 +6,7 @@ import numpy as np
 from streaming import LocalDataset, MDSWriter
 from transformers import AutoTokenizer
 
+from data_prep.benchmark.texts import ROW_LENGTH
 from mmbert.benchmark.checkout import load_module
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ BATCH_SIZE = 512  # its own, of the loader that hands samples to the writer
 COLUMNS = {"tokens": "bytes"}
 
 
-def converter(checkout: Path, tokenizer: Tokenizer, source: Path, row_length: int) -> Callable[[Path], None]:
+def converter(checkout: Path, tokenizer: Tokenizer, source: Path) -> Callable[[Path], None]:
     """Its main() with --concat_tokens, for one folder of JSON lines: a function of the output folder.
 
     main() itself takes the names of two corpora and no others. One file makes one loader process.
@@ -28,7 +29,7 @@ def converter(checkout: Path, tokenizer: Tokenizer, source: Path, row_length: in
             dataset_name=str(source),
             split="train",
             mode=module.ConcatMode.CONCAT_TOKENS,
-            max_length=row_length,
+            max_length=ROW_LENGTH,
             bos_text="",
             eos_text="",
             no_wrap=False,

@@ -32,7 +32,6 @@ PEER = "convert_dataset"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     benchmark_texts.add_options(parser)
-    parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--modernbert", type=Path, metavar="PATH", help="checkout of ModernBERT (default: left out)")
 
 
@@ -59,14 +58,14 @@ def our_documents(root: Path) -> Iterator[TokenIds]:
             yield from read_documents(shards, shard)
 
 
-def compare(ours: Path, theirs: Path, row_length: int, eos_token_id: int) -> list[Gate]:
+def compare(ours: Path, theirs: Path, eos_token_id: int) -> list[Gate]:
     """Whether both hold the same documents; the peer leaves out what would be its last, unfinished row."""
     mine = {ids.tobytes(): len(ids) + WRAPPER_TOKENS for ids in our_documents(ours)}
     peers = {ids.tobytes() for ids in convert_dataset.documents_of(theirs, eos_token_id)}
     missing = sum(length for ids, length in mine.items() if ids not in peers)
     return [
         Gate(f"documents of {PEER} that ours lacks", len(peers - mine.keys()), 0),
-        Gate(f"tokens of documents that {PEER} lacks", missing, row_length + max(mine.values())),
+        Gate(f"tokens of documents that {PEER} lacks", missing, benchmark_texts.ROW_LENGTH + max(mine.values())),
     ]
 
 
@@ -78,16 +77,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with TemporaryDirectory(prefix="mmbert-benchmark-") as temporary:
         folder = Path(temporary)
         megabytes = benchmark_texts.write_corpus(folder, options.input)
-        settings = Settings(str(folder / "ours"), str(options.tokenizer), options.row_length)
+        settings = Settings(str(folder / "ours"), str(options.tokenizer), benchmark_texts.ROW_LENGTH)
         candidates: dict[str, Callable[[], object]] = {
             OURS: partial(prepare_and_verify, settings, folder / "text", workers=1)
         }
         manifests = prepare_and_verify(settings, folder / "text", workers=1)
         if options.modernbert:
-            convert = convert_dataset.converter(options.modernbert, tokenizer, folder / "whole", options.row_length)
+            convert = convert_dataset.converter(options.modernbert, tokenizer, folder / "whole")
             candidates[PEER] = partial(convert_anew, convert, folder / "theirs")
             candidates[PEER]()
-            gates = compare(folder / "ours", folder / "theirs", options.row_length, tokenizer.eos_token_id)
+            gates = compare(folder / "ours", folder / "theirs", tokenizer.eos_token_id)
             check_gates(gates)
         samples = measure(candidates, options.repetitions, options.warmup)
     about: dict[str, dict[str, Any]] = {name: {"megabytes": megabytes} for name in samples}

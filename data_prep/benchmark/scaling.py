@@ -16,7 +16,6 @@ from mmbert.benchmark.timing import measure
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     benchmark_texts.add_options(parser)
-    parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--workers", type=int, default=2, help="processes of ours, against one (default: 2)")
 
 
@@ -35,7 +34,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         candidates: dict[str, Callable[[], Any]] = {}
         made = []
         for name, workers in ((OURS, options.workers), ("one", 1)):
-            settings = Settings(str(folder / name), str(options.tokenizer), options.row_length)
+            settings = Settings(str(folder / name), str(options.tokenizer), benchmark_texts.ROW_LENGTH)
             candidates[name] = partial(prepare_and_verify, settings, folder / "text", workers)
             manifests = candidates[name]()
             made.append(digests(folder / name))

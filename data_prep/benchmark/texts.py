@@ -3,9 +3,10 @@ import argparse
 import json
 from pathlib import Path
 
-from data_prep.formats import read_texts
+from data_prep.documents import Reading, text_documents
 from data_prep.inputs import find_inputs
-from data_prep.normalise import normalise
+
+ROW_LENGTH = 1024
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def read_languages(location: str) -> dict[str, list[str]]:
     """Language -> its texts, normalised, each once: what data_prep.prepare would leave of them."""
     found: dict[str, list[str]] = {}
     for (_, language), files in find_inputs(location, "benchmark").items():
-        texts = (normalise(text) for file in files for text in read_texts(file))
+        texts = (text for file in files for text in text_documents(file, Reading()))
         found[language] = [text for text in dict.fromkeys(texts) if text]
     return found
 
