@@ -15,7 +15,7 @@ from pathlib import Path
 from mmbert.atomic import write_file
 from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.plan.chain import Chain, plan_chain
-from mmbert.plan.compare import compare_csv, compare_page, compare_text
+from mmbert.plan.compare import compare_csv, compare_text
 from mmbert.plan.counts import read_counts
 from mmbert.plan.figure import draw_chain
 from mmbert.plan.page import chain_page
@@ -58,8 +58,8 @@ def plan(chain: Chain, folder: Path) -> str:
 def compare(chain: Chain, folder: Path) -> str:
     """Write what differs between two phases; returns the text."""
     text = compare_text(chain)
-    write(folder, "compare", {"txt": text, "csv": compare_csv(chain), "html": compare_page(chain)})
-    return f"{text}\nWritten: {folder / 'compare.html'}, .txt and .csv"
+    write(folder, "compare", {"txt": text, "csv": compare_csv(chain)})
+    return f"{text}\nWritten: {folder / 'compare.txt'} and .csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

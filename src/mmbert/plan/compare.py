@@ -2,14 +2,11 @@
 import csv
 import io
 
-from mmbert.page_style import document, number_cell, table, text_cell
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import Change, assumption, changes, facts, total_lines
-from mmbert.plan.page import OWN_CSS, finding_list, line_number
 from mmbert.plan.text import columns, finding_text
 
 SHOWN = 15  # languages whose share changes most
-WIDTH = 70  # characters of a value in the text; the page has all
 
 Shares = list[tuple[str, float, float]]
 
@@ -41,11 +38,6 @@ def names(chain: Chain) -> list[str]:
     return [plan.path if same else plan.config.name for plan in (first, second)]
 
 
-def shortened(text: str) -> str:
-    """What fits a column."""
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]} ..."
-
-
 def share_rows(pairs: Shares, heads: list[str]) -> str:
     """A table of share changes."""
     rows = [[name, f"{before:.4%}", f"{after:.4%}", f"{100 * (after - before):+.4f}"] for name, before, after in pairs]
@@ -59,7 +51,7 @@ def compare_text(chain: Chain) -> str:
     parts = [assumption(chain.hardware)]
     for title, rows in (("what differs", differing_facts(chain)), ("keys", found)):
         parts.append("\n".join([f"{title}: {heads[0]} | {heads[1]}", *(
-            f"  {label}\n    {shortened(first)}\n    {shortened(second)}" for label, first, second in rows
+            f"  {label}\n    {first}\n    {second}" for label, first, second in rows
         )]))  # fmt: skip
     for by in ("group", "language"):
         if not (pairs := share_changes(chain, by)):
@@ -79,21 +71,3 @@ def compare_csv(chain: Chain) -> str:
     for name, before, after in share_changes(chain, "language"):
         writer.writerow([name, f"{before:.9g}", f"{after:.9g}", f"{after - before:.9g}"])
     return file.getvalue()
-
-
-def compare_page(chain: Chain) -> str:
-    """The page of a comparison."""
-    heads = names(chain)
-    body = [f'<p class="note">{assumption(chain.hardware)}</p>', finding_list(chain.findings)]
-    found = changes(chain.plans[1].config, chain.plans[0].config)
-    for title, rows in (("What differs", differing_facts(chain)), ("Keys", found)):
-        cells = [[text_cell(cell) for cell in row] for row in rows]
-        body += [f"<h2>{title}</h2>", f'<div class="wrap">{table(["", *heads], cells)}</div>']
-    for by in ("group", "language"):
-        shares = [
-            [text_cell(name), line_number(before), line_number(after), number_cell(100 * (after - before), "+.4f")]
-            for name, before, after in share_changes(chain, by)
-        ]
-        if shares:
-            body += [f"<h2>Share of every {by} that changes</h2>", table([by, *heads, "points"], shares, sortable=True)]
-    return document("plan", "What two phases do differently", f"{heads[0]} and {heads[1]}", body, OWN_CSS)
