@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from mmbert.config import load_config
+from mmbert.plan.chain import plan_chain
+from mmbert.plan.phase import Hardware
+from mmbert.recipe_table import BASE, SMALL
 
 PAGES = [Path("README.md"), Path("CHANGELOG.md"), *sorted(Path("docs").glob("*.md"))]
 
@@ -48,3 +51,11 @@ def test_the_yamls_of_the_readme_load(tmp_path: Path) -> None:
     config = load_config(tmp_path / "mine.yaml")
     assert config.name == "mine"
     assert config.duration == 2_000_000_000
+
+
+@pytest.mark.parametrize("paths", [BASE, [*SMALL[:3], SMALL[-1]]], ids=["base", "small"])
+def test_the_days_of_the_papers_runs_are_the_plans(paths: list[str]) -> None:
+    hardware = Hardware.named(8, "H100", 0.25, None)
+    plans = plan_chain(paths, ["data.root=nowhere"], None, hardware).plans
+    days = sum(plan.seconds(hardware) for plan in plans) / 86400
+    assert f" {days:.1f} days of" in Path("README.md").read_text()
