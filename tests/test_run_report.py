@@ -13,7 +13,6 @@ from mmbert.data import PhaseData
 from mmbert.ledger import Event, Ledger, read_ledger
 from mmbert.run_report import __main__ as program
 from mmbert.run_report.curves import Steps, read_scores, read_validations, seconds_lost, smooth
-from mmbert.run_report.languages import LanguageBits, LanguageScores
 from mmbert.run_report.mixture_tokens import StreamTokens, add_up, share_distance, worst
 from mmbert.run_report.phase_run import PhaseRun, in_order, phase_folders, read_phase
 from mmbert.run_report.summary import as_json, summarise
@@ -122,21 +121,20 @@ def test_scores_are_those_that_stand_added_up_by_language(tmp_path: Path) -> Non
     write_events(tmp_path)
     scores = read_scores(read_ledger(tmp_path), stretches=4)
     assert scores is not None
-    assert scores.ends.tolist() == [10.0, 30.0, 40.0]
+    assert scores.of.tokens.tolist() == [10.0, 30.0, 40.0]
     assert (scores.tokens / scores.seconds).tolist() == [5.0, 5.0, 5.0]
-    found = LanguageScores.add_up(scores)
-    assert found.of.names == ["eng", "fao"]
+    assert scores.of.names == ["eng", "fao"]
     nan = float("nan")
-    np.testing.assert_equal(found.of.quotient(found.loss_sum), [[3.0, nan], [nan, 1.0], [0.5, nan]])
-    assert found.of.lately(found.correct) == {"eng": 0.75}
+    np.testing.assert_equal(scores.of.quotient(scores.loss_sum), [[3.0, nan], [nan, 1.0], [0.5, nan]])
+    assert scores.of.lately(scores.correct) == {"eng": 0.75}
 
 
 def test_bits_per_byte_are_the_last_attempts(tmp_path: Path) -> None:
     write_events(tmp_path)
     validations = read_validations(read_ledger(tmp_path))
     assert validations is not None
-    assert LanguageBits.add_up(validations).ends() == {"eng": (1.5, 1.5)}
-    assert validations.tokens.tolist() == [40.0]
+    assert validations.of.ends(validations.bits) == {"eng": (1.5, 1.5)}
+    assert validations.of.tokens.tolist() == [40.0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""What a ledger says over tokens: of every step, and of every stream where the run noted it.
+"""What a ledger says over tokens: of every step, and of every language where the run noted it.
 
-N steps, B stretches of the phase, S streams.
+N steps, B moments of the phase, L languages.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ import numpy as np
 
 from mmbert.ledger import Event, RunHistory
 from mmbert.mixture import Floats, Integers
+from mmbert.run_report.languages import PerLanguage
+from mmbert.streams import language_of
 
-STRETCHES = 200  # into which a phase is cut for what is known of each stream, so that memory is bounded
+STRETCHES = 200  # into which a phase is cut for what is known of each language, so that memory is bounded
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,12 @@ class Scores:
     """Sums of the `scores` events over stretches of the phase, equal in tokens.
 
     Attributes:
-        names: of the streams.
-        ends: (B,) the clock at the end of each stretch.
-        labels, loss_sum, correct: (B, S) masked tokens, their cross-entropies in nats, how many were predicted right.
+        of: the languages with masked tokens, whose numbers are the weights, and the clock at the end of each stretch.
+        loss_sum, correct: (B, L) the tokens' cross-entropies in nats, and how many were predicted right.
         tokens, seconds: (B,) real tokens, and the wall time that they took.
     """
 
-    names: Sequence[str]
-    ends: Floats
-    labels: Floats
+    of: PerLanguage
     loss_sum: Floats
     correct: Floats
     tokens: Floats
@@ -114,7 +113,7 @@ def read_scores(history: RunHistory, stretches: int = STRETCHES) -> Scores | Non
     if not events or not history.steps:
         return None
     clock = {record.step: record.tokens for record in history.steps}
-    names = sorted(history.written_tokens)
+    names = sorted({language_of(name) for name in history.written_tokens})
     index = {name: place for place, name in enumerate(names)}
     last = history.steps[-1].tokens
     sums = np.zeros((3, stretches, len(names)))
@@ -126,29 +125,22 @@ def read_scores(history: RunHistory, stretches: int = STRETCHES) -> Scores | Non
         tokens[place] += number(history, event, "tokens")
         seconds[place] += number(history, event, "seconds")
         for name, values in history.streams_of(event).items():
-            if name not in index:
+            if name not in history.written_tokens:
                 raise ValueError(f"{history.path}, byte {event.place}: no step has any token of {name}")
-            sums[:, place, index[name]] += triple(history, event, name, values)
+            sums[:, place, index[language_of(name)]] += triple(history, event, name, values)
     ends = last * np.arange(1, stretches + 1) / stretches
-    used = tokens > 0
-    labels, loss_sum, correct = sums[:, used]
-    return Scores(names, ends[used], labels, loss_sum, correct, tokens[used], seconds[used])
+    used, trained = tokens > 0, sums[0].any(axis=0)
+    labels, loss_sum, correct = sums[:, used][:, :, trained]
+    of = PerLanguage([name for name, has in zip(names, trained, strict=True) if has], ends[used], labels)
+    return Scores(of, loss_sum, correct, tokens[used], seconds[used])
 
 
 @dataclass(frozen=True)
 class Validations:
-    """The `validation` events.
+    """The `validation` events: bits (B, L) of held-out text, whose bytes are the weights."""
 
-    Attributes:
-        names: of the streams, sorted.
-        tokens: (B,) the clock at each.
-        bits, bytes: (B, S) of held-out text; bits per byte are their quotient. 0 bytes where a stream was absent.
-    """
-
-    names: Sequence[str]
-    tokens: Floats
+    of: PerLanguage
     bits: Floats
-    bytes: Floats
 
 
 def read_validations(history: RunHistory) -> Validations | None:
@@ -162,22 +154,15 @@ def read_validations(history: RunHistory) -> Validations | None:
     if not events:
         return None
     found = [history.streams_of(event) for event in events]
-    names = sorted({name for streams in found for name in streams})
+    names = sorted({language_of(name) for streams in found for name in streams})
     index = {name: place for place, name in enumerate(names)}
     sums = np.zeros((2, len(events), len(names)))
     for place, (event, streams) in enumerate(zip(events, found, strict=True)):
         for name, values in streams.items():
-            sums[:, place, index[name]] = triple(history, event, name, values)[:2]
-    return Validations(names, np.array([number(history, event, "tokens") for event in events]), *sums)
-
-
-def by_part(names: Sequence[str], parts: Sequence[str], values: Floats) -> Floats:
-    """Add up columns (B, S) whose `parts` are the same -> (B, P), in the order of `names`, the parts' own."""
-    index = {name: place for place, name in enumerate(names)}
-    sums = np.zeros((len(values), len(names)))
-    for column, part in enumerate(parts):
-        sums[:, index[part]] += values[:, column]
-    return sums
+            sums[:, place, index[language_of(name)]] += triple(history, event, name, values)[:2]
+    bits, text_bytes = sums
+    tokens = np.array([number(history, event, "tokens") for event in events])
+    return Validations(PerLanguage(names, tokens, text_bytes), bits)
 
 
 def seconds_lost(events: Sequence[Event]) -> float | None:

@@ -86,7 +86,7 @@ def draw_taus(axes: Axes, steps: Steps, config: RunConfig | None) -> None:
 
 def draw_throughput(axes: Axes, scores: Scores) -> None:
     """Real tokens a second, with all that was saved and validated in between."""
-    axes.step(scores.ends, scores.tokens / np.maximum(scores.seconds, 1e-9), where="pre", color=COLOURS[3])
+    axes.step(scores.of.tokens, scores.tokens / np.maximum(scores.seconds, 1e-9), where="pre", color=COLOURS[3])
     axes.set_title("Tokens per second")
     axes.set_ylim(bottom=0)
     tokens_below(axes)

@@ -1,11 +1,9 @@
-"""Scores and validations by language, and what a table of them says. B moments, L languages."""
+"""Numbers by language over a run, and what a table of them says. B moments, L languages."""
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmbert.mixture import Floats
-from mmbert.run_report.curves import Scores, Validations, by_part
-from mmbert.streams import language_of
 
 LAST = 0.9  # "lately" is what follows this part of the tokens so far
 
@@ -38,53 +36,8 @@ class PerLanguage:
         weights, totals = self.weights[late].sum(axis=0), sums[late].sum(axis=0)
         return {name: float(totals[i] / weights[i]) for i, name in enumerate(self.names) if weights[i] > 0}
 
-
-def columns_of(names: list[str]) -> tuple[list[str], list[str]]:
-    """Language of each stream, and all languages, sorted."""
-    parts = [language_of(name) for name in names]
-    return parts, sorted(set(parts))
-
-
-@dataclass(frozen=True)
-class LanguageScores:
-    """`scores` by language: loss in nats, and right predictions, both (B, L) sums over masked tokens."""
-
-    of: PerLanguage
-    loss_sum: Floats
-    correct: Floats
-
-    @classmethod
-    def add_up(cls, scores: Scores) -> "LanguageScores":
-        """Add the sources of each language."""
-        parts, names = columns_of(list(scores.names))
-        all_sums = (scores.labels, scores.loss_sum, scores.correct)
-        labels, loss, correct = (by_part(names, parts, sums) for sums in all_sums)
-        trained = labels.sum(axis=0) > 0
-        names = [name for name, has in zip(names, trained, strict=True) if has]
-        of = PerLanguage(names, scores.ends, labels[:, trained])
-        return cls(of, loss[:, trained], correct[:, trained])
-
-
-@dataclass(frozen=True)
-class LanguageBits:
-    """`validation` by language: bits (B, L); the weights are bytes of held-out text."""
-
-    of: PerLanguage
-    bits: Floats
-
-    @classmethod
-    def add_up(cls, validations: Validations) -> "LanguageBits":
-        """Add the sources of each language."""
-        parts, names = columns_of(list(validations.names))
-        of = PerLanguage(names, validations.tokens, by_part(names, parts, validations.bytes))
-        return cls(of, by_part(names, parts, validations.bits))
-
-    def ends(self) -> dict[str, tuple[float, float]]:
-        """Language -> bits per byte the first and the last time."""
-        values = self.of.quotient(self.bits)
-        found = {}
-        for column, name in enumerate(self.of.names):
-            known = values[~np.isnan(values[:, column]), column]
-            if len(known):
-                found[name] = (float(known[0]), float(known[-1]))
-        return found
+    def ends(self, sums: Floats) -> dict[str, tuple[float, float]]:
+        """Language -> the quotient at its first moment and at its last."""
+        values = self.quotient(sums)
+        known = {name: column[~np.isnan(column)] for name, column in zip(self.names, values.T, strict=True)}
+        return {name: (float(column[0]), float(column[-1])) for name, column in known.items() if len(column)}

@@ -3,8 +3,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from mmbert.page_style import Cell, bullets, document, number_cell, picture, table, text_cell
+from mmbert.run_report.curves import Scores, Validations
 from mmbert.run_report.figures import draw_bits, draw_course, draw_mixture, draw_scores
-from mmbert.run_report.languages import LanguageBits, LanguageScores
 from mmbert.run_report.mixture_tokens import StreamTokens, add_up
 from mmbert.run_report.phase_run import PhaseRun
 from mmbert.run_report.summary import summarise
@@ -47,7 +47,7 @@ def token_table(name: str, parts: Sequence[StreamTokens]) -> str:
     return table([name, *TOKEN_HEADS], [[text_cell(part.name), *token_cells(part)] for part in parts], sortable=True)
 
 
-def language_table(phase: PhaseRun, scores: LanguageScores | None, bits: LanguageBits | None) -> str:
+def language_table(phase: PhaseRun, scores: Scores | None, bits: Validations | None) -> str:
     """Every language: tokens, and what is known of its loss and bits per byte."""
     heads = ["Language", *TOKEN_HEADS]
     columns: list[tuple[dict[str, float], str]] = []
@@ -56,7 +56,8 @@ def language_table(phase: PhaseRun, scores: LanguageScores | None, bits: Languag
         columns += [(scores.of.lately(scores.loss_sum), ".3f"), (scores.of.lately(scores.correct), ".1%")]
     if bits:
         heads += ["bits per byte, first", "last"]
-        columns += [({name: pair[place] for name, pair in bits.ends().items()}, ".3f") for place in (0, 1)]
+        ends = bits.of.ends(bits.bits)
+        columns += [({name: pair[place] for name, pair in ends.items()}, ".3f") for place in (0, 1)]
     parts = {part.name: part for part in add_up(phase.streams, language_of)}
     validated = set(bits.of.names) if bits else set()
     rows = [
@@ -79,8 +80,7 @@ def phase_sections(phase: PhaseRun) -> Iterator[str]:
         return
     yield "<h3>Loss and schedules</h3>"
     yield picture(draw_course(phase), "Loss, learning rate, mask rate and tau over tokens, with what was planned.")
-    scores = LanguageScores.add_up(phase.scores) if phase.scores else None
-    bits = LanguageBits.add_up(phase.validations) if phase.validations else None
+    scores, bits = phase.scores, phase.validations
     yield "<h3>Languages over tokens</h3>"
     if scores and scores.of.names:
         loss, accuracy = (scores.of.quotient(sums) for sums in (scores.loss_sum, scores.correct))
