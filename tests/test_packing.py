@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mmbert.packing import best_fit_decreasing, chunk_lengths, pack_documents
+from mmbert.packing import Rows, best_fit_decreasing, chunk_lengths, join_pieces, pack_documents, pack_pieces
 
 BOS, EOS = 2, 1
 
@@ -107,3 +107,21 @@ def test_chunks_sum_to_the_document_and_none_is_tiny_but_a_tiny_document():
 def test_a_row_length_that_cannot_be_stored_is_refused(row_length: int):
     with pytest.raises(ValueError, match=f"row_length={row_length}"):
         pack_documents(log_normal_documents(1), row_length, BOS, EOS)
+
+
+def test_pieces_put_the_documents_together_again_whatever_the_order_of_the_rows():
+    documents = log_normal_documents(300)
+    rows, pieces = pack_pieces(documents, 64, BOS, EOS)
+    order = np.random.default_rng(0).permutation(len(rows))
+    joined = join_pieces(Rows.of([rows[i] for i in order]), np.concatenate([pieces[i] for i in order]))
+    assert [document.tolist() for document in joined] == [document.tolist() for document in documents]
+
+
+@pytest.mark.parametrize(
+    "pieces", [[0], [0, 2, 4], [1, 2], [0, 4], [0, 0]], ids=["missing", "many", "headless", "gap", "twice"]
+)
+def test_pieces_that_are_not_of_whole_documents_are_refused(pieces: list[int]):
+    rows, right = pack_pieces([np.array([10]), np.array([11])], 64, BOS, EOS)
+    assert np.concatenate(right).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="not the pieces of whole documents, each once"):
+        join_pieces(Rows.of(rows), np.array(pieces, dtype=np.uint32))
