@@ -38,7 +38,7 @@ from mmbert.model import MmBertForMaskedLM
 from mmbert.optim import build_optimizer
 from mmbert.processes import open_files_allowed
 from mmbert.ranks import Ranks
-from mmbert.run_lock import RunLock, hold_run
+from mmbert.run_lock import hold_run, sole_writer
 from mmbert.tokenizer import Tokenizer, tokenizer_of_run
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,6 @@ class Phase:
     tokenizer: Tokenizer
     data: PhaseData
     ranks: Ranks
-    locks: Sequence[RunLock]
     heldout: tuple[Manifest, ...] = ()
 
     @classmethod
@@ -80,14 +79,13 @@ class Phase:
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
         check_kernel(config.model.attention, device == "gpu", config.precision)
-        locks: list[RunLock] = []
 
         def take_folder() -> None:
             make_folder(config.run_folder)
-            locks.append(hold_run(config.run_folder))
+            hold_run(config.run_folder)  # as long as this process lives
 
         ranks.by_first(take_folder)
-        return cls(config, tokenizer, data, ranks, locks, heldout)
+        return cls(config, tokenizer, data, ranks, heldout)
 
     def identity(self) -> dict[str, Any]:
         """All that a restart must have in common with the run, flat: key -> value."""
@@ -170,10 +168,9 @@ def check_space(folder: Path, model: nn.Module) -> None:
 
 def clear_up(config: RunConfig) -> None:
     """Remove what a kill after the last save of a finished run left: old checkpoints, hidden folders."""
-    lock = hold_run(config.run_folder)
-    tidy(config.run_folder)
-    prune(config.run_folder, config.checkpoint.keep, config.checkpoint.keep_every)
-    lock.release()
+    with sole_writer(config.run_folder):
+        tidy(config.run_folder)
+        prune(config.run_folder, config.checkpoint.keep, config.checkpoint.keep_every)
 
 
 def restore_clock(trainer: Trainer, state: dict[str, Any], callbacks: Sequence[Callback]) -> None:

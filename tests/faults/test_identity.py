@@ -71,7 +71,7 @@ def check_refused(outcome: Outcome, words: list[str]) -> None:
 def open_phase(config: RunConfig) -> Phase:
     """A phase as a start would see it, without holding its folder."""
     tokenizer = load_tokenizer(Path(config.tokenizer))
-    return Phase(config, tokenizer, PhaseData.open(config, tokenizer), Ranks(0, 1, None), ())
+    return Phase(config, tokenizer, PhaseData.open(config, tokenizer), Ranks(0, 1, None))
 
 
 def identity_of(yaml: Path, overrides: list[str]) -> dict[str, Any]:
