@@ -213,14 +213,6 @@ def test_exactly_what_should_stay_stays_after_any_number_of_saves_and_restarts(
             assert all(is_valid(folder) for folder in step_folders(run))
 
 
-@pytest.mark.parametrize("keep, keep_every", [(0, None), (-1, None), (1, 0)])
-def test_keeping_nothing_is_refused(tmp_path: Path, keep: int, keep_every: int | None) -> None:
-    save_tiny(tmp_path, 1)
-    with pytest.raises(ValueError, match="must be at least 1"):
-        prune(tmp_path, keep, keep_every)
-    assert steps_of(tmp_path) == [1]
-
-
 @pytest.mark.fault(7)
 def test_a_removal_that_was_cut_short_is_finished_and_counts_as_none(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):

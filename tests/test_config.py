@@ -79,6 +79,8 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("data.num_workers=-1", "data.num_workers = -1 must be at least 0"),
         ("optimizer.lr=.nan", "optimizer.lr = nan must be a finite number"),
         ("max_minutes=.inf", "max_minutes = inf must be a finite number"),
+        ("checkpoint.keep=0", "checkpoint.keep = 0 must be above 0"),
+        ("checkpoint.keep_every=0", "checkpoint.keep_every = 0 must be above 0"),
         ("optimizer.lr=0", "optimizer.lr = 0.0 must be above 0"),
         ("learning_rate.floor=5", "learning_rate.floor = 5.0 must lie in"),
         ("learning_rate.floor=-2", "learning_rate.floor = -2.0 must lie in"),

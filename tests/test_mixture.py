@@ -65,13 +65,6 @@ def test_bounded_shares_are_the_scaled_shares_clipped_with_the_one_scale_that_su
         assert bounded_shares(shares, floors, caps) == pytest.approx(np.clip(low * shares, floors, caps), abs=1e-9)
 
 
-def test_bounds_that_cannot_be_met_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"90\.0%"):
-        bounded_shares(np.array([0.5, 0.5]), np.zeros(2), np.array([0.4, 0.5]))
-    with pytest.raises(ValueError, match=r"120\.0%"):
-        bounded_shares(np.array([0.5, 0.5]), np.full(2, 0.6), np.ones(2))
-
-
 def unimax(sizes: list[int], budget: float, most_epochs: float) -> list[float]:
     """Tokens of each language by the algorithm of Chung et al. 2023, arXiv:2304.09151, as its authors state it.
 

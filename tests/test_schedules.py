@@ -66,8 +66,3 @@ def test_batch_size_grows_with_equal_steps_at_each_size_and_ends_on_time() -> No
     assert sizes.at(sizes.starts[1] - 1) == 384
     assert sizes.at(sizes.starts[1]) == 768
     assert sizes.at(10**9) == 4608
-
-
-def test_a_batch_that_never_reaches_its_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="no multiple"):
-        BatchSizes.build(final=100, start=30, warmup_rows=1000)

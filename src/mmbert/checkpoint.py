@@ -193,12 +193,7 @@ def prune(run_folder: Path, keep: int, keep_every: int | None = None) -> None:
     """Remove the checkpoints that need not stay, judged from the folder alone, so that restarts leave none behind.
 
     What stays: the newest `keep`, the pinned ones, and the first at or after each multiple of `keep_every` tokens.
-
-    Raises:
-        ValueError: `keep` or `keep_every` is below 1.
     """
-    if keep < 1 or (keep_every is not None and keep_every < 1):
-        raise ValueError(f"checkpoint.keep = {keep} and checkpoint.keep_every = {keep_every} must be at least 1")
     lasting = milestones(run_folder, keep_every) if keep_every is not None else set()
     folders = step_folders(run_folder)
     whole = [folder for folder in folders if (folder / "manifest.json").exists()]  # else half removed when a kill came

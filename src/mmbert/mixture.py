@@ -114,18 +114,14 @@ def bounded_shares(shares: Floats, floors: Floats, caps: Floats) -> Floats:
 
     Args:
         shares: (S,) sum 1.
-        floors, caps: (S,) lowest and highest share allowed to each, floors <= caps.
-
-    Raises:
-        ValueError: the caps sum to less than 1, or the floors to more.
+        floors, caps: (S,) lowest and highest share allowed to each, floors <= caps; those sum to 1 at most, these at
+            least.
 
     Source:
         The loop of CSS Flexible Box Layout, section 9.7, "Resolving flexible lengths".
     """
-    if caps.sum() < 1.0 - 1e-9:
-        raise ValueError(f"the caps allow only {caps.sum():.1%} of what is asked for")
-    if floors.sum() > 1.0 + 1e-9:
-        raise ValueError(f"the floors ask for {floors.sum():.1%} of what there is")
+    assert floors.sum() <= 1.0 + 1e-9
+    assert caps.sum() >= 1.0 - 1e-9
     settled = np.zeros(len(shares), dtype=bool)
     result = shares
     while (((result < floors) | (result > caps)) & ~settled).any():

@@ -94,9 +94,7 @@ class BatchSizes:
 
     @classmethod
     def build(cls, final: int, start: int, warmup_rows: int) -> "BatchSizes":
-        """Sizes start, 2 start, ... final; each lasts the same number of whole steps."""
-        if final % start:
-            raise ValueError(f"a warm-up from {start} rows cannot reach {final}: {final} is no multiple of {start}")
+        """Sizes start, 2 start, ... final, a multiple of `start`; each lasts the same number of whole steps."""
         sizes = range(start, final + start, start)
         steps = ceil(warmup_rows / max(1, sum(sizes[:-1])))
         return cls(list(accumulate((size * steps for size in sizes[:-1]), initial=0)), list(sizes))
