@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from composer.core import DataSpec
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mmbert.batch_memory import Batch, BatchMemory
 from mmbert.clock import batch_sizes
@@ -29,7 +29,6 @@ from mmbert.processes import die_with_parent
 from mmbert.ranks import Ranks
 from mmbert.remote_rows import RemoteRows, find_rows
 from mmbert.row_order import Places, RowOrder, row_hashes
-from mmbert.schedules import BatchSizes
 from mmbert.shards import LanguageShards
 from mmbert.stop_request import ASKED_BY
 from mmbert.streams import mixture_streams
@@ -38,7 +37,7 @@ from mmbert.watchdog import dump_on_request
 
 log = logging.getLogger(__name__)
 
-Planned = tuple[Places, Places]  # of a batch, and of later ones, whose shards should be fetched
+Planned = list[Places]  # of a batch, and of later ones, whose shards should be fetched
 AHEAD = 32  # batches between the one that is read and the last one whose shards are fetched
 PREFETCHED = 2  # batches that a worker prepares before they are asked for
 
@@ -136,17 +135,6 @@ def lay_end_to_end(places: Places, rows: Rows) -> Batch:
     }
 
 
-class PlannedBatches(Sampler):
-    """This rank's places of every batch, from a position of the phase on; without end. See `with_later`."""
-
-    def __init__(self, order: RowOrder, sizes: BatchSizes, start: int, ranks: Ranks, ahead: int = 0) -> None:
-        self.order, self.sizes, self.start, self.ranks, self.ahead = order, sizes, start, ranks, ahead
-
-    def __iter__(self) -> Iterator[Planned]:
-        batches = self.order.batches(self.start, self.sizes, self.ranks.rank, self.ranks.world_size)
-        return with_later(batches, self.ahead)
-
-
 def with_later(batches: Iterator[Places], ahead: int) -> Iterator[Planned]:
     """Each batch with the places of those up to `ahead` after it that no batch before it came with.
 
@@ -157,7 +145,7 @@ def with_later(batches: Iterator[Places], ahead: int) -> Iterator[Planned]:
         batch = coming.popleft() if coming else next(batches)
         new = list(islice(batches, min(2, ahead - len(coming))))
         coming.extend(new)
-        yield batch, np.concatenate([batch[:0], *new])
+        yield [batch, np.concatenate([batch[:0], *new])]
 
 
 class RankBatches:
@@ -330,11 +318,10 @@ def build_data(
             )  # fmt: skip
     rows = -(-config.global_train_batch_size // ranks.world_size)
     memory = BatchMemory(rows * config.max_seq_len, config.data.num_workers, PREFETCHED)
+    batches = data.row_order(config).batches(start, batch_sizes(config), ranks.rank, ranks.world_size)
     loader = DataLoader(
         PackedRows(LanguageShards(data.folders, data.manifests, data.remote)),
-        batch_sampler=PlannedBatches(
-            data.row_order(config), batch_sizes(config), start, ranks, ahead=AHEAD if data.remote else 0
-        ),
+        batch_sampler=with_later(batches, AHEAD if data.remote else 0),
         collate_fn=memory.put,  # `PackedRows` has laid the rows out already
         num_workers=config.data.num_workers,
         prefetch_factor=PREFETCHED if config.data.num_workers else None,
