@@ -127,10 +127,10 @@ def test_scripts_are_ordered_by_languages_and_the_unknown_is_last() -> None:
 def test_the_plan_reads_the_table(tmp_path: Path) -> None:
     path = tmp_path / "counts.csv"
     path.write_text(counts_csv({("a", "fao"): SPACED, ("a", "tha"): UNSPACED}))
-    assert read_counts(path) == {("a", "fao"): Count(40, None, 4), ("a", "tha"): Count(50, None, 5)}
+    assert read_counts(path) == {("a", "fao"): Count(40), ("a", "tha"): Count(50)}
     path.write_text(counts_csv({("a", "fao"): Counts(40, 3, 4, None, 90, None, None, None, None)}))
     assert path.read_text().splitlines()[0] == "source,language,tokens,rows,documents,bytes"
-    assert read_counts(path) == {("a", "fao"): Count(40, 3, 4)}
+    assert read_counts(path) == {("a", "fao"): Count(40, 3)}
 
 
 def test_the_console_lists_streams_or_scripts() -> None:
@@ -166,7 +166,7 @@ def test_rows_are_counted_by_their_manifests(
     folders = stream_folder(corpus.shards[64], "train", "invented", "x").parent.iterdir()
     manifests = {folder.name: read_manifest(folder) for folder in folders}
     assert read_counts(tmp_path / "counts.csv") == {
-        ("invented", language): Count(manifest.tokens, manifest.rows, manifest.documents)
+        ("invented", language): Count(manifest.tokens, manifest.rows)
         for language, manifest in manifests.items()
     }
     assert f"{sum(manifest.text_bytes for manifest in manifests.values()):,}" in capsys.readouterr().out

@@ -184,15 +184,12 @@ def test_counts_give_the_plan_that_the_manifests_give(corpus: Corpus, tmp_path: 
     names, _ = mixture_streams(config)
     with (tmp_path / "counts.csv").open("w") as file:
         writer = csv.writer(file)
-        writer.writerow(["source", "language", "tokens", "rows", "documents"])
+        writer.writerow(["source", "language", "tokens", "rows"])
         for name, manifest in zip(names, from_rows.counts.manifests, strict=True):
-            writer.writerow([*name, manifest.tokens, manifest.rows, manifest.documents])
+            writer.writerow([*name, manifest.tokens, manifest.rows])
     from_counts = plan_phase("", config, None, read_counts(tmp_path / "counts.csv"))
     assert from_counts.lines == from_rows.lines
     assert from_counts.steps == from_rows.steps
-    assert from_counts.document_flops == from_rows.document_flops
-    assert from_rows.document_flops is not None
-    assert from_rows.document_flops < from_rows.full_flops
 
 
 # ---------------------------------------------------------------------------------------------------------- findings

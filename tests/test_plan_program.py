@@ -62,7 +62,7 @@ def test_an_error_is_written_and_ends_with_status_1(tmp_path: Path) -> None:
     "text, said",
     [
         ("source,tokens\n", "columns source, tokens; must be source, language, tokens"),
-        ("source,language,tokens,size\n", "may be rows, documents"),
+        ("source,language,tokens,size\n", "may be rows"),
         ("source,language,tokens\na,b,1\na,b,2\n", "line 3: a/b stands there twice"),
         ("source,language,tokens\na,b,1.5\n", "line 2: tokens = '1.5' must be a whole number"),
         ("source,language,tokens\na,b,0\n", "line 2: tokens = '0' must be a whole number above 0"),

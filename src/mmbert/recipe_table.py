@@ -3,11 +3,11 @@
 docs/recipe.md holds what this prints; a test compares the two.
 """
 from collections.abc import Sequence
-from itertools import pairwise
 
 from mmbert.clock import batch_sizes
 from mmbert.clock import learning_rate as rate_at
 from mmbert.config import RunConfig, load_config
+from mmbert.plan.numbers import stretches
 from mmbert.streams import read_languages
 
 DECAYS = ("phase3-eng", "phase3-cont", "phase3-all")
@@ -23,10 +23,7 @@ def languages(config: RunConfig) -> set[str]:
 
 def steps(config: RunConfig) -> int:
     """Optimizer steps of a run whose rows are all full."""
-    sizes, rows = batch_sizes(config), config.duration / config.max_seq_len
-    stretches = zip(pairwise(sizes.starts), sizes.sizes[:-1], strict=True)
-    growing = sum((end - start) // size for (start, end), size in stretches)
-    return growing + round((rows - sizes.starts[-1]) / sizes.sizes[-1])
+    return sum(stretch.steps for stretch in stretches(batch_sizes(config), config.duration / config.max_seq_len))
 
 
 def learning_rate(config: RunConfig) -> str:

@@ -31,7 +31,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("configs", nargs="+", metavar="YAML", help="phases in the order of training; key.sub=value changes them all")
     add("--compare", action="store_true", help="show two phases side by side instead")
-    add("--counts", type=Path, help="CSV with the columns source,language,tokens[,rows][,documents], for want of rows")
+    add("--counts", type=Path, help="CSV with the columns source,language,tokens[,rows], for want of rows")
     add("--gpus", type=int, default=8, help="number of GPUs (default 8)")
     add("--gpu", default="H100", help="their kind (default H100)")
     add("--mfu", type=float, default=0.25, help="share of their peak that is reached, an assumption (default 0.25)")

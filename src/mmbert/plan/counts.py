@@ -20,19 +20,18 @@ from mmbert.tokenizer import tokenizer_of_run
 
 Name = tuple[str, str]
 ESTIMATES = Path("yamls/published-sizes.csv")
-REQUIRED, OPTIONAL = ("source", "language", "tokens"), ("rows", "documents")
+REQUIRED, OPTIONAL = ("source", "language", "tokens"), ("rows",)
 # What data_prep.count writes besides; a plan needs none of it.
-BESIDES = ("characters", "bytes", "words", "text_tokens", "unknown_tokens", "byte_tokens")
+BESIDES = ("documents", "characters", "bytes", "words", "text_tokens", "unknown_tokens", "byte_tokens")
 loaded = cache(tokenizer_of_run)  # once for all phases: Gemma 2's takes a second
 
 
 @dataclass(frozen=True)
 class Count:
-    """One stream. Rows are full but for the last where the table does not give them; documents may be unknown."""
+    """One stream. Rows are full but for the last where the table does not give them."""
 
     tokens: int
     rows: int | None = None
-    documents: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class Counts:
     Attributes:
         origin: where the numbers come from, in words.
         tokens, rows: (S,) of each.
-        document_lengths: (S,) mean tokens of a document, at most a row; None where documents are not known.
         manifests: what they come from, if from rows; empty otherwise.
         estimated: whether nobody has counted them.
     """
@@ -50,13 +48,12 @@ class Counts:
     origin: str
     tokens: Integers
     rows: Integers
-    document_lengths: Integers | None
     manifests: tuple[Manifest, ...] = ()
     estimated: bool = False
 
 
 def read_counts(path: Path) -> dict[Name, Count]:
-    """The table of counts: a CSV with the columns source, language, tokens, and optionally rows and documents.
+    """The table of counts: a CSV with the columns source, language, tokens, and optionally rows.
 
     Those that data_prep.count writes besides are passed over.
 
@@ -128,7 +125,7 @@ def counts_of_phase(config: RunConfig, streams: Sequence[Name], table: Mapping[N
         )
     tokenizer = loaded(config.tokenizer, config.model.vocab_size)
     _, manifests, _ = find_rows(config.data, streams, config.max_seq_len, tokenizer, is_whole=False)
-    each = [Count(manifest.tokens, manifest.rows, manifest.documents) for manifest in manifests]
+    each = [Count(manifest.tokens, manifest.rows) for manifest in manifests]
     return replace(gather(each, f"the manifests in {config.data.root}", config.max_seq_len), manifests=manifests)
 
 
@@ -146,8 +143,4 @@ def gather(counts: Sequence[Count], origin: str, row_length: int) -> Counts:
             f"{origin}: {tokens[worst]:,} tokens cannot lie in {rows[worst]:,} rows of max_seq_len = {row_length}; "
             "leave the column `rows` out, or give the rows of this length"
         )
-    lengths = None
-    if all(count.documents for count in counts):
-        documents = np.array([count.documents for count in counts], dtype=np.int64)
-        lengths = np.clip(tokens // documents, 1, row_length)
-    return Counts(origin, tokens, rows, lengths)
+    return Counts(origin, tokens, rows)

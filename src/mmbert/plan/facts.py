@@ -61,7 +61,8 @@ def facts(plan: PhasePlan, hardware: Hardware | None) -> dict[str, str]:
         "RoPE theta": f"global {model.global_rope_theta:,.0f}, local {model.local_rope_theta:,.0f}",
         "parameters": f"{plan.parameters:,}, {plan.parameters - model.vocab_size * model.hidden_size:,} of them not in "
         "the embeddings",
-        "FLOPs": flops(plan),
+        "FLOPs": f"at most {plan.full_flops / 1e9:.3f} GFLOP a token, {plan.full_flops * plan.tokens:.3g} in all (each "
+        "row one document)",
         "checkpoints": checkpoints(plan),
         "streams": f"{sum(len(group.members) for group in plan.groups):,}, groups {len(plan.groups)}; "
         + (f"sizes from {plan.counts.origin}" if plan.counts else "sizes unknown"),
@@ -93,15 +94,6 @@ def rates(config: RunConfig) -> str:
     if shape.decay:
         parts.append(f"decay over the last {quantity(shape.decay)}")
     return f"{', '.join(parts)}; begins at {begins:.3g}, ends at {ends:.3g}"
-
-
-def flops(plan: PhasePlan) -> str:
-    """Of a token, and of the phase."""
-    full = plan.full_flops
-    text = f"at most {full / 1e9:.3f} GFLOP a token, {full * plan.tokens:.3g} in all (each row one document)"
-    if plan.document_flops is None:
-        return text
-    return f"{text}; {plan.document_flops / 1e9:.3f} GFLOP with all documents of their stream's mean length"
 
 
 def checkpoints(plan: PhasePlan) -> str:

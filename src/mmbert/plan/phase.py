@@ -95,7 +95,6 @@ class PhasePlan:
         problem: why there are no counts, where that is a mistake; "" otherwise.
         stretches: the steps, by size of the global batch.
         row_tokens: mean tokens of a row.
-        document_flops: FLOPs of a token, attention counted at the mean length of the streams' documents.
     """
 
     path: str
@@ -107,7 +106,6 @@ class PhasePlan:
     lines: tuple[Line, ...]
     stretches: tuple[Stretch, ...]
     row_tokens: float
-    document_flops: float | None
 
     @property
     def steps(self) -> int:
@@ -137,7 +135,12 @@ class PhasePlan:
     @property
     def full_flops(self) -> float:
         """FLOPs of a token, attention counted as if each row were one document: more than that it cannot be."""
-        return flops_per_token(self.config, self.config.max_seq_len)
+        config = self.config
+        moments = (np.arange(1000) + 0.5) / 1000 * config.duration
+        rate = float(np.mean([config.mask_rate.value(int(moment), config.duration) for moment in moments]))
+        rows = np.full(1000, config.max_seq_len)
+        tokens = int(rows.sum())
+        return training_flops(config.model, rows, round(rate * tokens)) / tokens
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -197,7 +200,7 @@ def plan_phase(
     steps = tuple(stretches(sizes, config.duration / row_tokens))
     if counts is None or read is None:
         lines = tuple(line_of_group(group, config, streams) for group in groups)
-        return PhasePlan(path, config, parent, groups, None, problem, lines, steps, row_tokens, None)
+        return PhasePlan(path, config, parent, groups, None, problem, lines, steps, row_tokens)
     read = read.up_to(sum(stretch.steps * stretch.batch_rows for stretch in steps))
     group_of = {int(member): group.name for group in groups for member in group.members}
     tokens = float(read.stream_tokens.sum())
@@ -207,12 +210,7 @@ def plan_phase(
              float(read.stream_rows[i] / counts.rows[i]))
         for i, name in enumerate(streams)
     )  # fmt: skip
-    flops = None
-    if counts.document_lengths is not None:
-        each = {length: flops_per_token(config, length) for length in set(counts.document_lengths.tolist())}
-        lengths = counts.document_lengths.tolist()
-        flops = sum(line.share * each[length] for line, length in zip(lines, lengths, strict=True))
-    return PhasePlan(path, config, parent, groups, counts, "", lines, steps, row_tokens, flops)
+    return PhasePlan(path, config, parent, groups, counts, "", lines, steps, row_tokens)
 
 
 def line_of_group(group: Group, config: RunConfig, streams: tuple[Name, ...]) -> Line:
@@ -221,11 +219,3 @@ def line_of_group(group: Group, config: RunConfig, streams: tuple[Name, ...]) ->
     if len(group.members) > 1:
         language = f"({len(group.members):,} languages)"
     return Line(group.name, source, language, None, group.share, group.share * config.duration, None, None)
-
-
-def flops_per_token(config: RunConfig, length: int) -> float:
-    """FLOPs of a token of documents of `length` tokens, at the phase's mean mask rate."""
-    moments = (np.arange(1000) + 0.5) / 1000 * config.duration
-    rate = float(np.mean([config.mask_rate.value(int(moment), config.duration) for moment in moments]))
-    lengths = np.full(1000, length)
-    return training_flops(config.model, lengths, round(rate * 1000 * length)) / (1000 * length)
