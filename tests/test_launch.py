@@ -269,7 +269,6 @@ def test_a_rank_gets_its_place_the_settings_and_the_arguments(launch: Launch, mo
     found = environments(launch(PRINT))
     port = found[0]["MASTER_PORT"]
     assert 0 < int(port) < 65536
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for rank, environment in enumerate(found):
         assert environment == {
             "RANK": str(rank),
@@ -287,8 +286,6 @@ def test_a_rank_gets_its_place_the_settings_and_the_arguments(launch: Launch, mo
             "argv": ["one", "--two=2"],
             "blocked": [],
         }
-        for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
-            assert f"export {name} ?= {environment[name]}\n" in makefile
 
 
 def test_two_machines_count_their_ranks_as_one_run(launch: Launch) -> None:
