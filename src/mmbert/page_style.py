@@ -7,6 +7,8 @@ from html import escape
 
 from matplotlib.figure import Figure
 
+from mmbert.data_config import UNITS
+
 # Okabe and Ito's palette: these stay apart for colour-blind readers, and markers differ too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -93,6 +95,14 @@ def document(title: str, heading: str, lead: str, body: Sequence[str], css: str 
 </body>
 </html>
 """
+
+
+def quantity(number: float) -> str:
+    """As a YAML has it: 1.2T, 600B, 35.4M, 812."""
+    for unit, power in reversed(UNITS.items()):
+        if abs(number) >= 0.99995 * 10**power:
+            return f"{number / 10**power:.4g}{unit}"
+    return f"{number:.4g}"
 
 
 def as_png(figure: Figure, dpi: int) -> bytes:

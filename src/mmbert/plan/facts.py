@@ -5,18 +5,11 @@ from typing import Any
 from mmbert.clock import learning_rate
 from mmbert.config import RunConfig
 from mmbert.identity import flatten
+from mmbert.page_style import quantity
 from mmbert.plan.phase import Hardware, Line, PhasePlan
 from mmbert.schedules import Schedule
 
 Change = tuple[str, str, str]
-
-
-def quantity(number: float) -> str:
-    """1.2T, 600B, 35.4M, 812."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if abs(number) >= 0.99995 * size:
-            return f"{number / size:.4g}{unit}"
-    return f"{number:.4g}"
 
 
 def gigabytes(number: float) -> str:

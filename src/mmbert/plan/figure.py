@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmbert.page_style import COLOURS, STYLE, as_png
+from mmbert.page_style import COLOURS, STYLE, as_png, quantity
 from mmbert.plan.chain import Chain
-from mmbert.plan.facts import quantity, total_lines
+from mmbert.plan.facts import total_lines
 from mmbert.plan.findings import REPEATS
 from mmbert.plan.phase import PhasePlan
 

@@ -2,9 +2,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from mmbert.page_style import Cell, document, number_cell, picture, table, text_cell
+from mmbert.page_style import Cell, document, number_cell, picture, quantity, table, text_cell
 from mmbert.plan.chain import Chain
-from mmbert.plan.facts import assumption, changes, facts, quantity, total_lines
+from mmbert.plan.facts import assumption, changes, facts, total_lines
 from mmbert.plan.findings import Finding
 from mmbert.plan.phase import Hardware, Line, PhasePlan
 from mmbert.plan.text import chain_rows

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 
 from mmbert.mixture import main_group
+from mmbert.page_style import quantity
 from mmbert.plan.chain import Chain
 from mmbert.plan.facts import (
     assumption,
@@ -12,7 +13,6 @@ from mmbert.plan.facts import (
     facts,
     gigabytes,
     path_of,
-    quantity,
     total_lines,
 )
 from mmbert.plan.findings import Finding

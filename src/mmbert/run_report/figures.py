@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from mmbert.clock import learning_rate
 from mmbert.config import RunConfig
-from mmbert.data_config import UNITS
 from mmbert.mixture import Floats
-from mmbert.page_style import COLOURS, STYLE, as_png
+from mmbert.page_style import COLOURS, STYLE, as_png, quantity
 from mmbert.run_report.curves import Scores, Steps, smooth
 from mmbert.run_report.languages import PerLanguage
 from mmbert.run_report.mixture_tokens import StreamTokens
@@ -29,18 +28,10 @@ def some(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.unique(np.linspace(0, count - 1, min(count, DRAWN)).astype(np.int64))
 
 
-def short(tokens: float) -> str:
-    """A number of tokens as a YAML has it: 600B."""
-    for unit, power in reversed(UNITS.items()):
-        if abs(tokens) >= 10**power:
-            return f"{tokens / 10**power:.4g}{unit}"
-    return f"{tokens:.4g}"
-
-
 def tokens_below(axes: Axes) -> None:
     """Tokens on the x axis."""
     axes.set_xlabel("tokens")
-    axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+    axes.xaxis.set_major_formatter(lambda tokens, _: quantity(tokens))
 
 
 def draw_loss(axes: Axes, steps: Steps) -> None:
@@ -132,7 +123,7 @@ def draw_mixture(streams: Sequence[StreamTokens]) -> bytes:
         reach = max(0.02, 1.15 * float(np.abs(ratio - 1.0).max(initial=0.0)))
         axes.set_ylim(1.0 - reach, 1.0 + reach)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda tokens, _: short(tokens))
+        axes.xaxis.set_major_formatter(lambda tokens, _: quantity(tokens))
         axes.set_xlabel("planned tokens of the stream")
         axes.set_ylabel("realised / planned")
         axes.set_title("Planned and realised, each stream a dot")
