@@ -82,6 +82,11 @@ class StreamPlan:
         """One bucket holds it: it is read straight from its files."""
         return self.num_buckets == 1
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256, in hex, of all of it: of thousands of files it takes long, and every bucket asks for it."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
     @property
     def bytes(self) -> int:
         """Of its files, as stored."""
@@ -122,19 +127,10 @@ class Work:
             raise ValueError(f"{tokenizer.folder} was changed while rows were made with it: run the same command again")
         return tokenizer
 
-    @cached_property
-    def digests(self) -> dict[tuple[str, str], tuple[StreamPlan, str]]:
-        """Those of the streams that were asked for: of one of thousands of files it takes long, for every bucket."""
-        return {}
-
     def digest(self, stream: StreamPlan) -> str:
         """sha256, in hex, of all that decides what the rows of a stream are, but for the bytes of its files."""
-        known, digest = self.digests.get((stream.source, stream.language), (None, ""))
-        if known is not stream:
-            settings = asdict(self.settings) | {"output": "", "backend": "", "tokenizer": self.tokenizer_digest}
-            digest = hashlib.sha256(json.dumps([settings, asdict(stream)], sort_keys=True).encode()).hexdigest()
-            self.digests[stream.source, stream.language] = stream, digest
-        return digest
+        settings = asdict(self.settings) | {"output": "", "backend": "", "tokenizer": self.tokenizer_digest}
+        return hashlib.sha256(json.dumps([settings, stream.digest]).encode()).hexdigest()
 
     def staging(self, stream: StreamPlan) -> Path:
         """Folder of what is half done of a stream, made from these inputs with these settings."""
