@@ -37,30 +37,20 @@ PART_BYTES = 256 * 2**20  # of files that are read by one process at a time
 Task = tuple[Job, Callable[[], None]]
 
 
-def make_jobs(arguments: argparse.Namespace, cleaning: Cleaning, inputs: Inputs) -> list[Job]:
+def make_jobs(output: Path, cleaning: Cleaning, inputs: Inputs) -> list[Job]:
     """A job for each language; ValueError if the output holds languages that the input does not."""
-    reading = Reading(arguments.text_key, arguments.whole_txt, normalise=False)
     model = sha256_of(Path(cleaning.model)) if cleaning.model else None
     jobs = []
     for (_, language), files in inputs.items():
         settings = asdict(cleaning)
         if cleaning.thresholds:  # what they say decides, not where they lie
             settings["thresholds"] = read_thresholds(Path(cleaning.thresholds), language) or {}
-        decides = [version("datatrove"), settings, model, asdict(reading), arguments.keep_dropped]
-        digest = sha256(json.dumps([*decides, [asdict(file) for file in files]]).encode()).hexdigest()
-        jobs.append(
-            Job(
-                output=str(arguments.output),
-                language=language,
-                cleaning=cleaning,
-                reading=reading,
-                keep_dropped=arguments.keep_dropped,
-                parts=tuple(map(tuple, batches(files, attrgetter("size"), PART_BYTES))),
-                digest=digest,
-            )
-        )
+        decides = [version("datatrove"), settings, model, [asdict(file) for file in files]]
+        digest = sha256(json.dumps(decides).encode()).hexdigest()
+        parts = tuple(map(tuple, batches(files, attrgetter("size"), PART_BYTES)))
+        jobs.append(Job(str(output), language, cleaning, parts, digest))
     languages = {job.language for job in jobs}
-    for path in sorted(arguments.output.glob("text/[!.]*")):
+    for path in sorted(output.glob("text/[!.]*")):
         if path.name not in languages:
             raise ValueError(f"{path} is of a language that --input has not: remove it, or choose another --output")
     return jobs
@@ -179,11 +169,13 @@ def main() -> None:
         min_score=arguments.min_score,
         skip_unknown=arguments.skip_unknown,
         minhash=arguments.minhash,
+        reading=Reading(arguments.text_key, arguments.whole_txt, normalise=False),
+        keep_dropped=arguments.keep_dropped,
     )
     inputs = find_inputs(arguments.input, "clean", arguments.language)
     check_known(cleaning, [language for _, language in inputs])
     with sole_writer(arguments.output / WORK):
-        jobs = make_jobs(arguments, cleaning, inputs)
+        jobs = make_jobs(arguments.output, cleaning, inputs)
         failed = clean_all(jobs, arguments.workers)
         print(write_report(arguments.output, jobs, failed))
     if failed:

@@ -6,7 +6,7 @@ rules that presuppose English (stop words, lengths of words, ends of lines) are 
 that count words are left out for scripts without spaces.
 """
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from datatrove.pipeline.filters import (
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.utils.lid import FT176LID
 
+from data_prep.documents import Reading
 from data_prep.language_codes import canonical
 from data_prep.words import is_spaceless, words_of
 from mmbert import languages
@@ -47,6 +48,8 @@ class Cleaning:
         min_score: least probability of the language; None takes `language_score` of the thresholds.
         skip_unknown: a language that the model or the thresholds do not know skips that step; else it is an error.
         minhash: whether near duplicates are dropped.
+        reading: how documents are read; their spelling is for data_prep.prepare.
+        keep_dropped: whether what is dropped is written, and why.
     """
 
     quality: tuple[str, ...] = ()
@@ -56,6 +59,8 @@ class Cleaning:
     min_score: float | None = None
     skip_unknown: bool = False
     minhash: bool = False
+    reading: Reading = field(default_factory=lambda: Reading(normalise=False))
+    keep_dropped: bool = False
 
 
 def make_filters(

@@ -23,7 +23,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
 from datatrove.utils.logging import logger
 
 from data_prep.clean_filters import Cleaning, make_filters
-from data_prep.documents import Reading, is_undivided, text_documents
+from data_prep.documents import is_undivided, text_documents
 from data_prep.formats import read_texts
 from data_prep.inputs import InputFile
 from data_prep.words import words_of
@@ -54,8 +54,6 @@ class Job:
     output: str
     language: str
     cleaning: Cleaning
-    reading: Reading
-    keep_dropped: bool
     parts: tuple[tuple[InputFile, ...], ...]
     digest: str
 
@@ -144,7 +142,7 @@ def filter_part(job: Job, number: int) -> None:
     with partial_folder(folder) as partial:
         with ExitStack() as stack:
             kept = Tally(stack.enter_context(zstd_file(partial / KEPT)))
-            file = stack.enter_context(zstd_file(partial / DROPPED)) if job.keep_dropped else None
+            file = stack.enter_context(zstd_file(partial / DROPPED)) if job.cleaning.keep_dropped else None
             drops = {"empty": Tally(step="empty")}
             filters, skipped = make_filters(
                 job.cleaning, job.language, lambda step: drops.setdefault(step, Tally(file, step))
@@ -171,10 +169,10 @@ def documents_of(job: Job, number: int, undivided: list[str]) -> Iterator[Docume
     """All documents of a part's files, in their order; files that are taken for undivided are added to the list."""
     for file in job.parts[number]:
         found = 0
-        for text in text_documents(file, job.reading):
+        for text in text_documents(file, job.cleaning.reading):
             found += 1
             yield Document(text, id="")
-        if is_undivided(file, found, job.reading):
+        if is_undivided(file, found, job.cleaning.reading):
             undivided.append(file.path)
 
 
@@ -257,13 +255,13 @@ def finish_part(
     with ExitStack() as stack:
         kept_tally.file = stack.enter_context(zstd_file(text / name))
         if duplicates is not None:
-            if job.keep_dropped:
+            if job.cleaning.keep_dropped:
                 near_tally.file = stack.enter_context(zstd_file(dropped / f"minhash-{name}"))
             documents = MinhashDedupFilter(str(duplicates), near_tally, lines_to_buffer=1000)(documents, number)
         deque(kept_tally.through(documents), maxlen=0)
     if kept_tally.documents == before[0]:
         (text / name).unlink()
-    if job.keep_dropped and near_tally.documents == before[1]:
+    if job.cleaning.keep_dropped and near_tally.documents == before[1]:
         (dropped / f"minhash-{name}").unlink(missing_ok=True)
     if (path := job.part(number) / DROPPED).is_file():
         shutil.copyfile(path, dropped / f"filters-{name}")

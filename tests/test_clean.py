@@ -5,7 +5,6 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import zstandard
 
 from data_prep import clean, clean_language
 from data_prep.clean_filters import THRESHOLDS, Cleaning, read_thresholds
+from data_prep.documents import Reading
 from data_prep.inputs import find_inputs
 from tests.data_prep.programs import write_jsonl
 from tests.synthetic_corpus import seeded, write_corpus
@@ -37,11 +37,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def make_jobs(
-    corpus: Path, output: Path, cleaning: Cleaning, keep_dropped: bool = True, whole_txt: bool = False
-) -> list[clean_language.Job]:
-    arguments = SimpleNamespace(output=output, text_key="text", whole_txt=whole_txt, keep_dropped=keep_dropped)
-    return clean.make_jobs(arguments, cleaning, find_inputs(str(corpus), "clean"))
+def make_jobs(corpus: Path, output: Path, cleaning: Cleaning) -> list[clean_language.Job]:
+    return clean.make_jobs(output, cleaning, find_inputs(str(corpus), "clean"))
 
 
 def run_here(jobs: list[clean_language.Job]) -> None:
@@ -82,7 +79,7 @@ def test_near_duplicates_are_found_as_often_as_the_theory_says(tmp_path, similar
     pairs = [pair(seeded(0, similarity, number), similarity) for number in range(num_pairs)]
     write_jsonl(tmp_path / "in" / "fao" / "a.jsonl", [first for first, _ in pairs])
     write_jsonl(tmp_path / "in" / "fao" / "b.jsonl", [second for _, second in pairs])
-    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
+    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True, keep_dropped=True))
     run_here([job])
     kept = {record["text"] for record in records(tmp_path / "out" / "text" / "fao")}
     dropped = len(records(tmp_path / "out" / "dropped" / "fao"))
@@ -97,7 +94,7 @@ def test_near_duplicates_in_several_parts_leave_one(tmp_path, monkeypatch):
     others = [pair(seeded(number), 0.98)[0] for number in range(1, 9)]
     for number, texts in enumerate([[others[0], first], [second, others[1]], [*others[2:], first]]):
         write_jsonl(tmp_path / "in" / "fao" / f"{number}.jsonl", texts)
-    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True))
+    (job,) = make_jobs(tmp_path / "in", tmp_path / "out", Cleaning(minhash=True, keep_dropped=True))
     assert len(job.parts) == 3
     run_here([job])
     kept = [record["text"] for record in records(tmp_path / "out" / "text" / "fao")]
@@ -197,7 +194,8 @@ def test_changed_thresholds_redo_their_language_alone_and_a_moved_folder_none(tm
 
 
 def test_another_cut_of_txt_files_is_another_result(corpus, tmp_path):
-    cut, whole = (make_jobs(corpus, tmp_path, Cleaning(minhash=True), whole_txt=whole) for whole in (False, True))
+    readings = [Reading(whole_txt=whole, normalise=False) for whole in (False, True)]
+    cut, whole = (make_jobs(corpus, tmp_path, Cleaning(minhash=True, reading=reading)) for reading in readings)
     assert not {job.digest for job in cut} & {job.digest for job in whole}
 
 
@@ -281,7 +279,7 @@ def test_a_kill_between_any_two_steps_changes_no_byte(tmp_path, monkeypatch):
     texts = [text for number in range(5) for text in pair(seeded(number), 0.95)]
     for number in range(2):
         write_jsonl(tmp_path / "in" / "fao" / f"{number}.jsonl", [*texts[number::2], "stutt"])
-    cleaning = Cleaning(quality=("gopher",), minhash=True)
+    cleaning = Cleaning(quality=("gopher",), minhash=True, keep_dropped=True)
     run_here(make_jobs(tmp_path / "in", tmp_path / "whole", cleaning))
     expected = tree(tmp_path / "whole")
     context = multiprocessing.get_context("fork")
