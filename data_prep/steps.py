@@ -1,6 +1,6 @@
 """The three stages of `prepare` as blocks of datatrove. A task is a share of the units of its stage."""
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Partition(Stage):
         for stream in large_streams(work):
             for volume, plan in enumerate(stream.volumes):
                 for number, file in enumerate(plan.files):
-                    yield file.size, lambda s=stream, v=volume, n=number: write_run(work, s, v, n)  # type: ignore[misc]
+                    yield file.size, partial(write_run, work, stream, volume, number)
 
 
 class MakeRows(Stage):
@@ -65,10 +65,10 @@ class MakeRows(Stage):
         codec = codec_of(work)
         for stream in work.streams:
             if stream.is_small:
-                yield stream.bytes, lambda s=stream: make_small_stream(work, s, codec)  # type: ignore[misc]
+                yield stream.bytes, partial(make_small_stream, work, stream, codec)
                 continue
             for bucket in range(stream.num_buckets):
-                yield BUCKET_BYTES, lambda s=stream, b=bucket: make_large_bucket(work, s, b, codec)  # type: ignore[misc]
+                yield BUCKET_BYTES, partial(make_large_bucket, work, stream, bucket, codec)
 
 
 def codec_of(work: Work) -> Codec:
@@ -91,7 +91,7 @@ class Publish(Stage):
 
     def units(self, work: Work) -> Iterator[Unit]:
         for stream in large_streams(work):
-            yield stream.bytes, lambda s=stream: publish_large_stream(work, s)  # type: ignore[misc]
+            yield stream.bytes, partial(publish_large_stream, work, stream)
 
 
 STAGES: tuple[type[Stage], ...] = (Partition, MakeRows, Publish)

@@ -11,9 +11,7 @@ from streaming import MDSWriter
 from data_prep import verify
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, read_manifest, shard_records, stream_folder, write_manifest
-from tests.data_prep.programs import (
-    call,
-)
+from tests.data_prep.programs import call
 
 
 def test_a_whole_folder_is_verified(shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
