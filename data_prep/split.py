@@ -35,11 +35,7 @@ def heldout_documents(digests: Sequence[bytes], heldout_rate: float, is_whole: b
 
     Args:
         digests: sha256 of each document's text.
-
-    Raises:
-        ValueError: `heldout_rate` lies outside (0, 1).
     """
-    check_heldout_rate(heldout_rate)
     hashes = [share_of(digest) for digest in digests]
     if not is_whole or not hashes:
         return [hash_ < heldout_rate for hash_ in hashes]

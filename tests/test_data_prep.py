@@ -11,7 +11,7 @@ from data_prep import udhr
 from data_prep.formats import read_texts
 from data_prep.inputs import find_inputs
 from data_prep.npm_package import NpmPackage, read_members
-from data_prep.split import document_hash, heldout_mask, split_documents
+from data_prep.split import check_heldout_rate, document_hash, heldout_mask, split_documents
 from mmbert.streams import read_languages
 from tests.data_prep.programs import call
 
@@ -51,7 +51,7 @@ def test_neither_side_is_ever_empty_where_there_are_two_documents(heldout_rate: 
 @pytest.mark.parametrize("heldout_rate", [0.0, 1.0, -0.1, float("nan")])
 def test_a_heldout_rate_that_is_no_share_is_refused(heldout_rate: float):
     with pytest.raises(ValueError, match=r"lies outside \(0, 1\)"):
-        heldout_mask(["a", "b"], heldout_rate)
+        check_heldout_rate(heldout_rate)
 
 
 # --- language lists ------------------------------------------------------------------------------------------------
