@@ -20,9 +20,9 @@ from data_prep.documents import is_undivided, text_documents
 from data_prep.formats import BrokenInputError
 from data_prep.from_mds import read_token_documents
 from data_prep.inputs import InputFile
-from data_prep.work import REMEDY, Settings, StreamPlan, Volume, Work, load
+from data_prep.work import PROGRAM, Settings, StreamPlan, Volume, Work, load
 from mmbert.atomic import fsync, make_folder, write_file
-from mmbert.file_contents import parse_object
+from mmbert.json_files import read_json
 
 RUN_BYTES = 256 * 2**20  # in memory at a time
 LENGTH_BYTES = 4
@@ -160,7 +160,7 @@ def read_of_runs(work: Work, stream: StreamPlan) -> Read:
     for volume, plan in enumerate(stream.volumes):
         for number in range(len(plan.files)):
             path = run_path(work, stream, volume, number).with_suffix(".json")
-            read += Read(**parse_object(path.read_bytes(), path, REMEDY))
+            read += Read(**read_json(path, PROGRAM))
     return read
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from data_prep.codec import Codec
 from data_prep.partition import Read, read_bucket, read_files, read_of_runs, volume_of
 from data_prep.rows import Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
-from data_prep.work import REMEDY, StreamPlan, Work
+from data_prep.work import PROGRAM, StreamPlan, Work
 from mmbert.atomic import fsync, make_folder, publish_folder, remove, write_file
-from mmbert.file_contents import parse_object
+from mmbert.json_files import read_json
 from mmbert.manifest import SPLITS, Manifest, ShardRecord, manifest_bytes, pieces_name, shard_name, stream_folder
 
 
@@ -42,10 +42,7 @@ def publish_large_stream(work: Work, stream: StreamPlan) -> None:
     """Publish a stream whose buckets are all written, unless that was done before."""
     if work.read_record(stream):
         return
-    buckets = []
-    for bucket in range(stream.num_buckets):
-        path = bucket_path(work, stream, bucket)
-        buckets.append(parse_object(path.read_bytes(), path, REMEDY))
+    buckets = [read_json(bucket_path(work, stream, bucket), PROGRAM) for bucket in range(stream.num_buckets)]
     publish_stream(work, stream, read_of_runs(work, stream), buckets)
 
 

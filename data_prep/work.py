@@ -19,7 +19,7 @@ from data_prep.fast_tokenizer import Backend
 from data_prep.inputs import InputFile, Inputs, text_bytes
 from data_prep.split import DEFAULT_HELDOUT_RATE
 from mmbert.atomic import fsync, make_folder, remove, write_file
-from mmbert.file_contents import parse_object
+from mmbert.json_files import read_json
 from mmbert.manifest import OWN_FILES, SPLITS, check_stream, stream_folder
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.typed import build
@@ -27,7 +27,7 @@ from mmbert.typed import build
 FOLDER = ".prepare"  # in the output folder: plans and their logs, what is half done, what is finished
 BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten times that in memory
 VOLUME_BYTES = 32 * 2**30
-REMEDY = "remove this folder and run the same command again"
+PROGRAM = "python -m data_prep.prepare"
 RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined", "undivided"}  # keys of a stream's
 
 
@@ -142,9 +142,8 @@ class Work:
 
     def read_record(self, stream: StreamPlan) -> dict[str, Any] | None:
         """What was written of a stream, if it is finished with these inputs and settings and its files are there."""
-        path = self.record_path(stream)
         try:
-            record = parse_object(path.read_bytes(), path, REMEDY)
+            record = read_json(self.record_path(stream), PROGRAM)
             if not record.keys() >= RECORD or record["digest"] != self.digest(stream):
                 return None
             for split in SPLITS:
@@ -233,5 +232,4 @@ def plan_bytes(work: Work) -> bytes:
 
 def read_plan(folder: Path) -> Work:
     """The plan in a plan's folder."""
-    path = folder / "plan.json"
-    return build(Work, parse_object(path.read_bytes(), path, REMEDY))
+    return build(Work, read_json(folder / "plan.json", PROGRAM))
