@@ -163,6 +163,12 @@ def sleep_for_ever() -> None:
         time.sleep(3600)
 
 
+def be_seen_to_hang(mark: str) -> None:
+    """Hang, having made this file."""
+    Path(mark).touch()
+    sleep_for_ever()
+
+
 def fail_as_a_decoder_may() -> NoReturn:
     """An error that nobody expects in a loader."""
     raise KeyError("a column that a test took away")

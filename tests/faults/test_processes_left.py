@@ -14,7 +14,7 @@ from mmbert.checkpoint import newest_checkpoint, read_state
 from mmbert.ledger import read_ledger
 from mmbert.manifest import read_manifest
 from tests.conftest import Corpus, Finished
-from tests.faults.injected import at_row, sleep_for_ever
+from tests.faults.injected import at_row, be_seen_to_hang
 from tests.faults.neighbours import pause_at_step, shared_memory_of, start, stream_rows
 from tests.faults.oracle import check_same_end, check_tidy, left_in_scratch, processes_of, processes_with
 from tests.guards import without_parent_signal
@@ -63,11 +63,12 @@ def test_a_killed_run_is_free_at_once_also_while_its_loader_workers_live(
 ) -> None:
     """Workers that hang in a read and are told nothing hold neither the lock nor anything else."""
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
-    changes: list[Change] = [without_parent_signal, partial(at_row, 60, sleep_for_ever)]
-    killed = Run([yaml, WORKERS], tmp_path / "x.jsonl", kill_at=8, changes=changes)
+    hang = partial(at_row, 60, partial(be_seen_to_hang, str(tmp_path / "hangs")))
+    killed = Run([yaml, WORKERS], tmp_path / "x.jsonl", changes=[without_parent_signal, hang, pause(tmp_path, step=14)])
     started.append(killed)
+    wait_until(lambda: (tmp_path / "here").exists() and (tmp_path / "hangs").exists())
+    killed.process.kill()
     assert killed.wait().exit_code == -signal.SIGKILL
-    assert processes_of(killed)
     outcome = train([yaml], tmp_path / "y.jsonl")
     assert outcome.exit_code == 0, outcome.output
     assert processes_of(killed)
