@@ -83,18 +83,21 @@ def chosen_inputs(arguments: argparse.Namespace) -> Inputs:
     """The input files that the command line names."""
     languages = read_languages(arguments.languages, "--languages") if arguments.languages else None
     if arguments.corpus:
+        if given := [f"--{name}" for name in ("source", "language", "files") if getattr(arguments, name)]:
+            raise ValueError(f"{' and '.join(given)}: --corpus {arguments.corpus} has its own; give --languages of it")
         return corpus_inputs(arguments.corpus, languages, arguments.mirror, arguments.revision)
+    source = arguments.source or "mine"
     if arguments.dataset:
         if not arguments.revision or not arguments.files:
             raise ValueError(f"--dataset {arguments.dataset}: give its --revision and the pattern of its --files, too")
-        where = (arguments.dataset, arguments.revision, arguments.files, arguments.source)
+        where = (arguments.dataset, arguments.revision, arguments.files, source)
         return hf_inputs(*where, arguments.language or "", languages, arguments.mirror)
     if arguments.revision or arguments.files or arguments.mirror:
         raise ValueError("--revision, --files and --mirror belong to --dataset or --corpus")
     location = arguments.mds or arguments.input
     check_apart(location, arguments.output)
     find = find_mds_inputs if arguments.mds else find_inputs
-    inputs = find(location, arguments.source, arguments.language)
+    inputs = find(location, source, arguments.language)
     return select(inputs, languages) if languages else inputs
 
 
@@ -160,7 +163,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mirror", help="folder that holds copies of what --corpus or --dataset name")
     parser.add_argument("--language", help="of all the text (default: files and folders are called by languages)")
     parser.add_argument("--languages", nargs="+", default=[], help="only these; or a .txt with one a line")
-    parser.add_argument("--source", default="mine", help="name of the corpus, as in the YAML (default: mine)")
+    parser.add_argument("--source", help="name of the corpus, as in the YAML (default: mine)")
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder")
     parser.add_argument(
         "--tokenizer-backend", choices=BACKENDS, default="auto", help="auto: gigatoken, if it is installed and fits"

@@ -427,5 +427,8 @@ def test_corpora_and_data_sets_are_read_from_a_mirror(
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     with pytest.raises(SystemExit, match="error: --dataset x: give its --revision and the pattern of its --files"):
         call(monkeypatch, prepare.main, "--dataset", "x", *common, "--output", tmp_path / "c")
+    with pytest.raises(SystemExit, match="error: --source and --language: --corpus fineweb2 has its own; give"):
+        call(monkeypatch, prepare.main, "--corpus", "fineweb2", *common, "--source", "x", "--language", "fo",
+             "--output", tmp_path / "c")  # fmt: skip
     with pytest.raises(SystemExit, match="error: --revision, --files and --mirror belong to --dataset or --corpus"):
         call(monkeypatch, prepare.main, "--input", tmp_path, *common, "--output", tmp_path / "c")
