@@ -14,6 +14,7 @@ HEAD = """# Reliability: what goes wrong in long runs, and what a run does then
 Written by `make faults`, which makes each fault happen to real runs of the trainer on toy data and looks at what comes
 of it; no figure below is typed by hand. A *control* is the same fault with its guard taken out, or met by plain
 Composer or Streaming: it passes only if the harm is seen, so no guard is believed without proof that it is needed.
+The tests of row 9 are those with `@pytest.mark.fault(9)`: `grep -rnE "fault\\(.*\\b9\\b" tests`.
 
 `make faults KILLS=1000` kills more runs than the 60 by default; `make test` runs a short form with all other tests.
 """
@@ -43,12 +44,6 @@ def verdict(results: list[Result], is_control: bool) -> str:
     if is_control:
         words = "harm seen: " + "; ".join(dict.fromkeys(result.harm for result in own))
     return words + (f" ({'; '.join(skipped)})" if skipped else "")
-
-
-def names_of_tests(results: list[Result]) -> str:
-    """The tests of a row, each once, with the number of its cases."""
-    names = Counter(result.name.rpartition("/")[2] for result in results if not result.is_control)
-    return ", ".join(f"`{name}`" + (f" x {number}" if number > 1 else "") for name, number in names.items())
 
 
 def add_figures(results: list[Result]) -> dict[str, float]:
@@ -104,11 +99,5 @@ def write_page(results: list[Result], seconds: float) -> str:
         "which was the uninterrupted run's to the bit; "
         f"{seconds:,.0f} seconds in all.",
         "",
-        "## The tests of each fault",
-        "",
     ]
-    for number in FAULTS:
-        own = [result for result in results if number in result.rows]
-        lines.append(f"- {number}: {names_of_tests(own) or 'none'}")
-    lines.append("")
     return "\n".join(lines)

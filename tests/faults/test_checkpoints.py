@@ -138,44 +138,6 @@ def test_retention_from_memory_leaves_a_checkpoint_or_two_at_every_restart(corpu
 # ----------------------------------------------------------------------------------------------------- lost checkpoints
 
 
-@pytest.mark.fault(8)
-def test_a_run_whose_checkpoints_are_gone_is_refused_and_never_begins_anew(
-    corpus: Corpus, half_done: Path, tmp_path: Path
-) -> None:
-    yaml = prepare(tmp_path / "it", corpus, copied={"phase1": half_done})
-    for folder in step_folders(tmp_path / "it" / "runs" / "phase1"):
-        shutil.rmtree(folder)
-    outcome = train([yaml], tmp_path / "x.jsonl")
-    assert outcome.exit_code == 1
-    assert "its ledger says that step 13 was saved" in outcome.output
-    assert not outcome.steps
-
-
-@pytest.mark.fault(8)
-@pytest.mark.long
-def test_the_very_first_checkpoint_is_missed_too(corpus: Corpus, tmp_path: Path) -> None:
-    yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
-    assert train([yaml], tmp_path / "x.jsonl", kill_at=5).exit_code == -9
-    shutil.rmtree(run_folder / "step-0000000004")
-    outcome = train([yaml], tmp_path / "after.jsonl")
-    assert outcome.exit_code == 1
-    assert not outcome.steps
-
-
-@pytest.mark.fault(8, 9)
-@pytest.mark.parametrize("lost", ["manifest.json", *(pytest.param(name, marks=pytest.mark.long) for name in FILES)])
-def test_a_lost_file_of_the_newest_means_the_one_before(
-    corpus: Corpus, finished: Finished, half_done: Path, tmp_path: Path, lost: str
-) -> None:
-    yaml = prepare(tmp_path / "it", corpus, copied={"phase1": half_done})
-    (tmp_path / "it" / "runs" / "phase1" / "step-0000000013" / lost).unlink()
-    outcome = train([yaml], tmp_path / "x.jsonl")
-    assert outcome.exit_code == 0, outcome.output
-    assert outcome.steps[0]["step"] == 10
-    assert (tmp_path / "it" / "runs" / "phase1" / "broken-step-0000000013").is_dir()
-    check_same_end(tmp_path / "it" / "runs" / "phase1", finished[0] / "runs" / "phase1")
-
-
 @pytest.mark.fault(8, control=True)
 def test_without_the_ledger_a_run_silently_begins_at_step_one(corpus: Corpus, half_done: Path, tmp_path: Path) -> None:
     """A run whose checkpoints are gone begins at step 1 and says nothing."""
@@ -220,19 +182,6 @@ def test_a_broken_newest_checkpoint_is_set_aside_and_the_end_is_the_same(
     check_same_end(run_folder, finished[0] / "runs" / "phase1")
     shutil.rmtree(run_folder / "broken-step-0000000013")
     check_tidy(run_folder)
-
-
-@pytest.mark.fault(9)
-@pytest.mark.long
-def test_a_run_with_only_broken_checkpoints_is_refused(corpus: Corpus, half_done: Path, tmp_path: Path) -> None:
-    yaml = prepare(tmp_path / "it", corpus, copied={"phase1": half_done})
-    folders = step_folders(tmp_path / "it" / "runs" / "phase1")
-    for folder in folders:
-        flip(folder / "model.safetensors")
-    outcome = train([yaml], tmp_path / "x.jsonl")
-    assert outcome.exit_code == 1
-    assert "none of its 2 checkpoints is whole" in outcome.output
-    assert step_folders(tmp_path / "it" / "runs" / "phase1") == folders
 
 
 @pytest.mark.fault(10)

@@ -19,7 +19,6 @@ def row_of(results: list[Result], number: int) -> str:
 def test_a_row_with_a_test_and_a_control_is_decided() -> None:
     assert undecided(whole()) == []
     assert "| 1 passed | harm seen: All is lost |" in row_of(whole(), 7)
-    assert "\n- 7: `test_a.py::test_it`\n" in write_page(whole(), 1.0)
     assert "30 of 30 faults decided by 60 tests" in write_page(whole(), 1.0)
 
 
