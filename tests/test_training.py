@@ -305,51 +305,6 @@ def test_shards_of_another_tokenizer_are_refused(corpus: Corpus, tmp_path: Path)
         main([str(tmp_path / "phase1.yaml"), f"tokenizer={tmp_path}/tokenizer"])
 
 
-@pytest.mark.fault(19, 20)
-def test_an_unfinished_parent_and_a_changed_recipe_are_refused(
-    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
-) -> None:
-    write_yamls(tmp_path, corpus)
-    record = tmp_path / "steps.jsonl"
-    assert train([tmp_path / "phase1.yaml"], record, kill_at=12).exit_code == -9
-    before = [path.name for path in step_folders(tmp_path / "runs" / "phase1")]
-    child = train([tmp_path / "phase2.yaml"], tmp_path / "steps.jsonl")
-    assert child.exit_code == 1
-    assert "parent = 'phase1' is unfinished" in child.output
-    finished_one = finished[0] / "runs"
-    for key in ("num_attention_heads=1", "norm_eps=1e-6", "local_attention=64", "global_attn_every_n_layers=2",
-                "global_rope_theta=9999"):  # fmt: skip
-        other = train([tmp_path / "phase2.yaml", f"run_root={finished_one}", "name=other", f"model.{key}"], record)
-        assert other.exit_code == 1
-        assert f"parent = 'phase1' has another encoder: model.{key.partition('=')[0]} was" in other.output
-    surplus = train([tmp_path / "phase1.yaml", "model.vocab_size=640"], record)
-    assert surplus.exit_code == 1
-    assert "model.vocab_size = 640 must be the 512 ids of tokenizer" in surplus.output
-    for change in ("optimizer.lr=1e-3", "data.mixture.large.tau=0.6", "seed=22", "data.mixture.large.languages=[laa]"):
-        changed = train([tmp_path / "phase1.yaml", change], tmp_path / "steps.jsonl")
-        assert changed.exit_code == 1
-        assert "was trained with another recipe: " in changed.output
-        assert change.partition("=")[0] in changed.output
-    assert before == [path.name for path in step_folders(tmp_path / "runs" / "phase1")]
-
-
-@pytest.mark.fault(9)
-def test_a_broken_newest_checkpoint_is_passed_over(
-    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
-) -> None:
-    _, outcomes = finished
-    write_yamls(tmp_path, corpus)
-    assert train([tmp_path / "phase1.yaml"], tmp_path / "steps.jsonl", kill_at=14).exit_code == -9
-    newest = step_folders(tmp_path / "runs" / "phase1")[0]
-    weights = bytearray((newest / "model.safetensors").read_bytes())
-    weights[len(weights) // 2] ^= 1
-    (newest / "model.safetensors").write_bytes(weights)
-    outcome = train([tmp_path / "phase1.yaml"], tmp_path / "after.jsonl")
-    assert outcome.exit_code == 0, outcome.output
-    assert outcome.steps[0]["step"] < int(newest.name.removeprefix("step-"))
-    assert outcome.steps[-1] == outcomes["phase1"].steps[-1]
-
-
 def test_the_saved_configuration_builds_the_same_run(finished: tuple[Path, dict[str, Outcome]]) -> None:
     folder, _ = finished
     saved = read_state(newest_checkpoint(folder / "runs" / "phase3"))["config"]

@@ -301,6 +301,8 @@ def leave_alone(run_folder: Path) -> None:
     """The parent is as it was left."""
 
 
+OTHER_ENCODER = ["num_attention_heads=1", "norm_eps=1e-6", "local_attention=64", "global_attn_every_n_layers=2",
+                 "global_rope_theta=9999"]  # fmt: skip
 # Case -> (whether the parent is finished, what happens to it, overrides, words of the error).
 BAD_PARENTS: dict[str, tuple[bool | None, Callable[[Path], None], list[str], list[str]]] = {
     "half finished": (False, leave_alone, [], ["parent = 'phase1' is unfinished", "of 5,000 tokens", "to its end"]),
@@ -309,6 +311,10 @@ BAD_PARENTS: dict[str, tuple[bool | None, Callable[[Path], None], list[str], lis
     "misspelt": (True, leave_alone, ["parent=phase_1"], ["parent = 'phase_1': no such run", "there are phase1"]),
     "itself": (None, leave_alone, ["parent=phase2"], ["phase2"]),
     "another shape": (True, leave_alone, ["model.hidden_size=48"], ["model.safetensors", "model."]),
+    "another encoder": (
+        True, leave_alone, [f"model.{key}" for key in OTHER_ENCODER],
+        ["parent = 'phase1' has another encoder: ", *(f"model.{key.partition('=')[0]} was " for key in OTHER_ENCODER)],
+    ),
     "another depth": (True, leave_alone, ["model.num_hidden_layers=4"], ["model.safetensors", "model."]),
 }
 
