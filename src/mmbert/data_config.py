@@ -3,7 +3,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from mmbert.schedules import Schedule
-from mmbert.typed import convert_with, whole_number
+from mmbert.typed import whole_number
 
 BYTES = {"KB": 3, "MB": 6, "GB": 9, "TB": 12}
 UNITS = {"K": 3, "M": 6, "B": 9, "T": 12}
@@ -34,9 +34,9 @@ def parse_schedule(value: Any) -> Any:
     return value if isinstance(value, dict) else {"start": value}
 
 
-Bytes = Annotated[int, convert_with(parse_bytes)]
-Tokens = Annotated[int, convert_with(parse_tokens)]
-ScheduleOf = Annotated[Schedule, convert_with(parse_schedule)]
+Bytes = Annotated[int, parse_bytes]
+Tokens = Annotated[int, parse_tokens]
+ScheduleOf = Annotated[Schedule, parse_schedule]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Plain values (dicts, lists, numbers, strings) -> frozen dataclasses, strictly."""
+"""Plain values (dicts, lists, numbers, strings) -> frozen dataclasses, strictly.
+
+A field of type `Annotated[int, parse]` has its written value given to `parse` before the type of that is checked.
+"""
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -8,13 +11,6 @@ from math import isfinite
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-
-
-class convert_with:  # noqa: N801 (reads as a word in a type: Annotated[int, convert_with(parse)])
-    """Annotation: run `convert` on the written value before its type is checked."""
-
-    def __init__(self, convert: Callable[[Any], Any]) -> None:
-        self.convert = convert
 
 
 def whole_number(value: Any, units: Mapping[str, int]) -> int | None:
@@ -72,12 +68,12 @@ def member(hint: Any, value: Any, path: str) -> Any:
     """Check and build one value against its type; see `build`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        for mark in arguments[1:]:
-            try:
-                value = mark.convert(value)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-        return member(arguments[0], value, path)
+        kind, parse = arguments
+        try:
+            parsed = parse(value)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return member(kind, parsed, path)
     if origin in (Union, types.UnionType):
         return one_of(arguments, value, path)
     if origin is Literal:
