@@ -17,13 +17,15 @@ from mmbert.run_lock import hold_run
 
 HOLD = """
 import os, sys
+from contextlib import ExitStack
 from pathlib import Path
-from mmbert.run_lock import hold_run
-lock = hold_run(Path(sys.argv[1]))
+from mmbert.run_lock import hold_run, sole_writer
+held = ExitStack()
+held.enter_context(sole_writer(Path(sys.argv[1])))
 {then}
 print("held", flush=True)
 sys.stdin.readline()
-lock.release()
+held.close()
 print("released", flush=True)
 sys.stdin.readline()
 """
@@ -81,7 +83,7 @@ def test_a_killed_holder_frees_the_run_at_once_though_its_child_lives(tmp_path: 
         lock = hold_run(tmp_path)
         os.kill(int(printed[0]), signal.SIGKILL)  # it is still there
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-        lock.release()
+        os.close(lock)
 
 
 def test_what_an_earlier_holder_left_is_replaced(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_what_an_earlier_holder_left_is_replaced(tmp_path: Path) -> None:
     lock = hold_run(tmp_path)
     with (tmp_path / "lock").open() as file:  # closing it ends the lock, which nobody here needs any more
         assert json.load(file)["pid"] == os.getpid()
-    lock.release()
+    os.close(lock)
 
 
 @pytest.mark.fault(17)
@@ -110,7 +112,7 @@ def test_a_released_run_is_free_while_its_holder_lives(tmp_path: Path) -> None:
         assert (tmp_path / "lock").read_bytes() == b""
         lock = hold_run(tmp_path)
         assert process.poll() is None
-        lock.release()
+        os.close(lock)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -15,20 +14,8 @@ NAME = "lock"
 MOST_BYTES = 1024  # of the file's content, far more than hold_run writes
 
 
-@dataclass(frozen=True)
-class RunLock:
-    """The right to write to a run folder; `descriptor` must stay open, for closing it ends the lock."""
-
-    descriptor: int
-
-    def release(self) -> None:
-        """Let others in. The file stays, empty: to unlink it would let two processes lock two files of one name."""
-        os.ftruncate(self.descriptor, 0)
-        os.close(self.descriptor)
-
-
-def hold_run(run_folder: Path) -> RunLock:
-    """Lock an existing run folder for this process, until it calls `release` or dies.
+def hold_run(run_folder: Path) -> int:
+    """Lock an existing run folder for this process, until it dies or closes the descriptor that it gets.
 
     A POSIX record lock on run_folder/lock: the kernel frees it when the process is gone, children do not inherit it,
     and it holds across machines on NFS. It also ends when this process closes any other descriptor of that file, so
@@ -53,18 +40,22 @@ def hold_run(run_folder: Path) -> RunLock:
     except BaseException:
         os.close(descriptor)
         raise
-    return RunLock(descriptor)
+    return descriptor
 
 
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Around what writes into a folder, which is made; see `hold_run`."""
+    """Around what writes into a folder, which is made; see `hold_run`.
+
+    The lock's file stays, empty: to unlink it would let two processes lock two files of one name.
+    """
     make_folder(folder)
-    lock = hold_run(folder)
+    descriptor = hold_run(folder)
     try:
         yield
     finally:
-        lock.release()
+        os.ftruncate(descriptor, 0)
+        os.close(descriptor)
 
 
 def _sign(descriptor: int, path: Path) -> None:

@@ -136,7 +136,7 @@ def check_run_root(config: RunConfig) -> None:
             "another run_root, or let fewer stay (checkpoint.keep, checkpoint.keep_every)"
         )
     with tempfile.TemporaryDirectory(prefix=".preflight-", dir=root) as folder:
-        hold_run(Path(folder)).release()
+        os.close(hold_run(Path(folder)))
 
 
 def check_port(place: Place) -> None:
