@@ -203,14 +203,17 @@ class Ledger:
             raise
 
 
-def last_line(path: Path) -> tuple[bytes, int]:
+def last_line(path: Path, before: int | None = None) -> tuple[bytes, int]:
     """The last whole line of a file ("" if there is none) and the position after it; reads the file's tail only.
 
     A line is whole when a newline ends it. NUL bytes are blocks that a power cut kept from the disk: what follows them
     was never synced, and counts as torn too.
+
+    Args:
+        before: position where the file is taken to end; None for its end.
     """
     with path.open("rb") as file:
-        size, length = file.seek(0, os.SEEK_END), TAIL
+        size, length = file.seek(0, os.SEEK_END) if before is None else before, TAIL
         while True:
             start = max(0, size - length)
             file.seek(start)
@@ -225,19 +228,12 @@ def last_line(path: Path) -> tuple[bytes, int]:
 def last_step(folder: Path) -> StepRecord | None:
     """The last step that a ledger has, None without any; reads the end of the file only."""
     path = folder / FILE
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        size, length = file.seek(0, os.SEEK_END), TAIL
-        while True:
-            file.seek(max(0, size - length))
-            whole = file.read(length).split(b"\n")[0 if length >= size else 1 : -1]
-            for line in reversed(whole):
-                if isinstance(entry := parse(line, str(path)), StepRecord):
-                    return entry
-            if length >= size:
-                return None
-            length *= 4
+    line, end = last_line(path) if path.is_file() else (b"", 0)
+    while line:
+        if isinstance(entry := parse(line, str(path)), StepRecord):
+            return entry
+        line, end = last_line(path, end - len(line))
+    return None
 
 
 def entries(folder: Path) -> Iterator[tuple[int, StepRecord | Event]]:
