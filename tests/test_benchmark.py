@@ -70,7 +70,7 @@ def result(**candidate_facts: dict[str, Any]) -> dict[str, Any]:
     made = document("step", samples, 12, [Gate("loss", 1e-7, 1e-5)], {"seq": 1024, "mask": 0.3}, candidate_facts)
     surroundings = {
         "command": "python -m mmbert.benchmark step", "date": "2026-11-23T09:00:00+00:00", "cpu": "A processor",
-        "cpu_features": ["avx2"], "cpus": 2, "gpu": None, "memory_bytes": 1, "threads": 2,
+        "cpu_features": ["avx2"], "cpus": 2, "gpu": None, "threads": 2,
         "load_average_1_minute": 0.5, "versions": {"torch": "2.7.0"}, "settings": {"MALLOC_MMAP_MAX_": "0"},
     }  # fmt: skip
     return {**made, "environment": surroundings}
@@ -233,7 +233,7 @@ def test_peak_memory_is_that_of_the_logits() -> None:
 
     With so wide a vocabulary ours holds a chunk's gradient of the bias besides, 0.5 MB: more than Linux's counters err.
     """
-    options = argparse.Namespace(vocab=131_072, rows=64, hidden=8, precision="fp32", seed=0)
+    options = argparse.Namespace(vocab=131_072, rows=64, hidden=8, precision="fp32")
     logits, gradients = 4 * 64 * 131_072, 4 * (64 * 8 + 131_072 * 8 + 131_072)
     unused: Any = None
     ours, theirs = (head.peak_cpu_bytes(name, unused, options) - gradients for name in (OURS, head.PEER))

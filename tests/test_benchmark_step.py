@@ -73,7 +73,7 @@ def test_the_few_documents_of_a_step_weigh_in_attention_as_many_would(longest: i
 
 
 def test_rows_and_single_documents_hold_the_same_tokens_and_labels() -> None:
-    documents = synthetic_documents(2000, 128, 300, 0.3, seed=3)
+    documents = synthetic_documents(2000, 128, 300, 0.3)
     rows = documents.rows
     input_ids = np.concatenate([input_ids for input_ids, _ in documents.alone])
     labels = np.concatenate([labels for _, labels in documents.alone])

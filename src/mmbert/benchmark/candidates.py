@@ -1,4 +1,4 @@
-"""What computes a training step: this repository's program, and what a peer must be to be compared with it.
+"""What computes a training step, this repository's program for one, and how the fastest of several is found.
 
 Every candidate adds up the same scalar over its microbatches: the sum of the cross-entropies at its masked tokens over
 the masked tokens of all. So the loss, and the gradients that pile up, are those of the whole batch at once.
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,32 +51,6 @@ class Candidate:
         """What is timed. Leaves no gradients, or all candidates' would lie in a GPU's memory at once."""
         self.backward()
         self.model.zero_grad(set_to_none=True)
-
-
-class Peer(Protocol):
-    """A program to compare with, in one setting."""
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """How much may be a batch; the fastest is found by trial."""
-
-    @property
-    def unit(self) -> str:
-        """What `sizes` counts, for the page."""
-
-    @property
-    def compiled(self) -> bool:
-        """Whether torch.compile has a part in it, on a GPU only."""
-
-    @property
-    def needs_flash_attn(self) -> bool:
-        """Whether that package computes its attention, in half precision only."""
-
-    def build(self, encoder: MmBertForMaskedLM, device: torch.device) -> nn.Module:
-        """Its model with the weights of `encoder`, in training mode without dropout."""
-
-    def candidate(self, model: nn.Module, documents: Documents, size: int, precision: str) -> Candidate:
-        """Its step with so much a batch."""
 
 
 TRIALS = 3

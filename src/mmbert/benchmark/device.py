@@ -1,4 +1,4 @@
-"""The options that `head` and `step` share: on which device, how exactly, from which seed."""
+"""The options that `head` and `step` share: on which device, how exactly."""
 
 import argparse
 
@@ -6,10 +6,9 @@ import torch
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Precision, device and seed."""
+    """Precision and device."""
     parser.add_argument("--precision", choices=["fp32", "amp_bf16"], default="fp32", help="(default: fp32)")
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="(default: cpu)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
 
 
 def chosen_device(options: argparse.Namespace) -> torch.device:

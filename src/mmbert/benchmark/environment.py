@@ -38,7 +38,6 @@ def describe(arguments: Sequence[str], program: str) -> dict[str, Any]:
         "cpu_features": features,
         "cpus": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": torch.get_num_threads(),
         "load_average_1_minute": os.getloadavg()[0],
         "versions": {"commit": commit(), "python": platform.python_version(), **installed(PACKAGES)},

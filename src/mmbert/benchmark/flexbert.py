@@ -23,7 +23,7 @@ from mmbert.model import MmBertForMaskedLM
 
 @dataclass(frozen=True)
 class FlexBertPeer:
-    """See `candidates.Peer`; `sizes` are packed rows."""
+    """As TransformersPeer; `sizes` are packed rows of a microbatch."""
 
     sizes: tuple[int, ...]
     unit: ClassVar[str] = "rows a microbatch"

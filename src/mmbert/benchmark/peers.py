@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import torch
 
-from mmbert.benchmark.candidates import Candidate, Peer, fastest
+from mmbert.benchmark.candidates import Candidate, fastest
 from mmbert.benchmark.documents import Documents
 from mmbert.benchmark.flexbert import FlexBertPeer
 from mmbert.benchmark.transformers_peer import TransformersPeer
@@ -14,7 +14,7 @@ from mmbert.model import MmBertForMaskedLM
 ON_GPU = (8, 16, 32, 64, 128)
 ROWS = (48, 96, 64, 32, 16, 8, 6, 4)
 """mmBERT's own first, at 1,024 tokens: torch.compile tunes ModernBERT's kernels for the first shape that they meet."""
-PEERS: dict[str, Peer] = {
+PEERS: dict[str, TransformersPeer | FlexBertPeer] = {
     "hf-tuned": TransformersPeer("sdpa", sizes=(1, 2, 4, 8, 16)),
     "hf-sdpa": TransformersPeer("sdpa", sizes=ON_GPU, compiled=True),
     "hf-fa2": TransformersPeer("flash_attention_2", sizes=ON_GPU, compiled=True),

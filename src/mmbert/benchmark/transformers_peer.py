@@ -15,12 +15,13 @@ from mmbert.model import MmBertForMaskedLM
 
 @dataclass(frozen=True)
 class TransformersPeer:
-    """A careful way to use it: batches of like lengths, only masked tokens in the head; see `candidates.Peer`.
+    """A careful way to use it: batches of like lengths, only masked tokens in the head.
 
     Attributes:
         attention: its `attn_implementation`; flash_attention_2 takes the padding out, and back in at the end.
-        sizes: documents of a batch.
-        compiled: with its own torch.compile (`reference_compile`).
+        sizes: documents of a batch; the fastest is found by trial.
+        compiled: with its own torch.compile (`reference_compile`), on a GPU only.
+        unit: what `sizes` counts, for the page.
     """
 
     attention: str
@@ -30,9 +31,11 @@ class TransformersPeer:
 
     @property
     def needs_flash_attn(self) -> bool:
+        """Whether that package computes its attention, in half precision only."""
         return self.attention == "flash_attention_2"
 
     def build(self, encoder: MmBertForMaskedLM, device: torch.device) -> ModernBertForMaskedLM:
+        """Its model with the weights of `encoder`, in training mode without dropout."""
         reference = ModernBertForMaskedLM(
             ModernBertConfig(
                 **carried_fields(encoder.config),
