@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmbert.banded_attention import BandedAttention, Window, reach_of, tile_visibility
+from mmbert.config import Kernel
 
 log = logging.getLogger(__name__)
 
-Kernel = Literal["cpu", "flash_attn", "torch_varlen", "torch_flash", "flash_attn_4"]
 GPU_KERNELS: tuple[Kernel, ...] = ("flash_attn", "torch_varlen", "torch_flash", "flash_attn_4")
 """In the order of `auto`. torch's own are FlashAttention-2 too; `torch_varlen` is its public function, `torch_flash`
 what is below it since torch 2.7. Its neighbour _efficient_attention_forward takes a window too, and loses it in

@@ -18,6 +18,9 @@ from mmbert.typed import build, join
 
 T = TypeVar("T")
 
+Kernel = Literal["cpu", "flash_attn", "torch_varlen", "torch_flash", "flash_attn_4"]
+"""What computes attention (attention.py)."""
+
 MERGE_METHODS = ("ties", "exponential")  # sections of a merge's YAML, which has one of them
 
 
@@ -39,7 +42,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
     attn_out_dropout: float = 0.1
-    attention: Literal["auto", "cpu", "flash_attn", "torch_varlen", "torch_flash", "flash_attn_4"] = "auto"
+    attention: Literal["auto", Kernel] = "auto"
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
