@@ -96,6 +96,11 @@ def test_a_small_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         checks.check_shared_memory()
 
 
+def test_a_vocabulary_that_is_not_the_tokenizers_is_told_once(yaml: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    validation = f"validation={{interval: 1K, root: {yaml.parent}, source: x, languages: [laa]}}"
+    assert refused([str(yaml), validation, "model.vocab_size=999"], capfd).count("model.vocab_size = 999 must be") == 1
+
+
 @pytest.mark.parametrize("rule", ["keep=1000000000000", "keep_every=1"])
 def test_a_disk_without_room_for_the_checkpoints_is_named(
     yaml: Path, capfd: pytest.CaptureFixture[str], rule: str

@@ -24,7 +24,7 @@ from mmbert.preflight.meeting import Place
 from mmbert.remote_rows import find_rows
 from mmbert.run_lock import hold_run
 from mmbert.streams import mixture_streams
-from mmbert.tokenizer import Tokenizer, load_tokenizer
+from mmbert.tokenizer import Tokenizer, tokenizer_of_run
 
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MEMORY_BYTES = 1 << 30  # what NCCL's documentation gives a container: --shm-size=1g
@@ -156,19 +156,19 @@ def check_port(place: Place) -> None:
 
 
 def faults_of(checks: Iterable[Callable[[], object]]) -> list[str]:
-    """What the checks find, all of them."""
-    faults = []
+    """What the checks find, all of them, each once."""
+    faults: dict[str, None] = {}
     for check in checks:
         try:
             check()
         except (ValueError, OSError) as error:
-            faults.append(str(error))
-    return faults
+            faults[str(error)] = None  # two checks may need what is missing
+    return list(faults)
 
 
 def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
     """Every fault that this rank can find alone."""
-    tokenizer = cache(lambda: load_tokenizer(Path(config.tokenizer)))  # Gemma 2's takes a second
+    tokenizer = cache(lambda: tokenizer_of_run(config.tokenizer, config.model.vocab_size))  # Gemma 2's takes a second
     checks: list[Callable[[], object]] = [lambda: check_rows(config, place, tokenizer())]
     if on_gpu := on_gpus(config, gpus):
         checks += [lambda: check_gpus(place, gpus)]
