@@ -11,8 +11,7 @@ from tqdm import tqdm
 from mmbert.processes import die_with_parent
 
 WORKER_KILLED = (
-    "a worker process was killed, most likely for want of memory: give fewer --workers; the same command goes on where "
-    "this one was"
+    "a worker process was killed, most likely for want of memory: run the same command again, with fewer --workers"
 )
 
 Task = TypeVar("Task")

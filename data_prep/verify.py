@@ -5,12 +5,12 @@
 Prints one line for each broken stream and exits with status 1, or a table of totals.
 """
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_prep.batches import batches
+from data_prep.parallel import spread
 from data_prep.pieces import read_documents
 from data_prep.totals import totals_table
 from mmbert.command import errors_in_one_line, local_folder
@@ -48,6 +48,14 @@ def verify_stream(folder: Path) -> Manifest:
     return manifest
 
 
+def manifest_or_fault(folder: Path) -> Manifest | str:
+    """The manifest of a whole stream, or what is wrong with it."""
+    try:
+        return verify_stream(folder)
+    except Exception as error:  # a decoder fed with garbage may raise anything; each is one line here
+        return str(error)
+
+
 def find_mixture(manifests: list[Manifest]) -> str:
     """Why streams cannot be trained on together, or the empty string."""
     kinds = sorted({(manifest.row_length, manifest.tokenizer[:12]) for manifest in manifests})
@@ -58,13 +66,16 @@ def find_mixture(manifests: list[Manifest]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Check every byte and every row of a shards folder.")
     parser.add_argument("root", type=local_folder, help="shards folder, made by data_prep.prepare")
-    root = parser.parse_args().root
-    manifests, faults = [], []
-    for folder in tqdm(find_streams(root), unit="stream", disable=None):
-        try:
-            manifests.append(verify_stream(folder))
-        except Exception as error:  # a decoder fed with garbage may raise anything; each is one line here
-            faults.append(f"broken: {folder.relative_to(root)}: {error}")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    arguments = parser.parse_args()
+    root, manifests, faults = arguments.root, [], []
+    folders = find_streams(root)
+    found = spread(manifest_or_fault, folders, arguments.workers, "verify", unit="stream")
+    for folder, result in zip(folders, found, strict=True):
+        if isinstance(result, Manifest):
+            manifests.append(result)
+        else:
+            faults.append(f"broken: {folder.relative_to(root)}: {result}")
     if mixture := find_mixture(manifests):
         faults.append(f"broken: {root}: {mixture}")
     if faults:

@@ -57,7 +57,7 @@ def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
 
 
 def test_a_killed_worker_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(OSError, match=r"a worker process was killed, .* give fewer --workers"):
+    with pytest.raises(OSError, match=r"a worker process was killed, .* again, with fewer --workers"):
         list(spread(kill_the_third, range(5), 2, "kill"))
 
 

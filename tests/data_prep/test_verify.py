@@ -15,8 +15,9 @@ from tests.data_prep.programs import call
 
 
 def test_a_whole_folder_is_verified(shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    call(monkeypatch, verify.main, shards)
-    assert "5 streams are whole" in capsys.readouterr().out
+    for workers in (1, 2):
+        call(monkeypatch, verify.main, shards, "--workers", workers)
+        assert "5 streams are whole" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: .* holds no <split>/<source>/<language>"):
         call(monkeypatch, verify.main, shards / "train")
 
