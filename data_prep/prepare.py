@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from data_prep.documents import add_reading_options, chosen_reading
+from data_prep.documents import Reading, add_reading_options, chosen_reading
 from data_prep.executors import run_locally, submit_to_slurm
 from data_prep.fast_tokenizer import BACKENDS
 from data_prep.from_mds import find_mds_inputs
@@ -191,6 +191,9 @@ def main() -> None:
     for option in ("workers", "tasks", "memory"):
         if (number := getattr(arguments, option)) < 1:
             raise ValueError(f"--{option} {number}: must be at least 1")
+    reading = chosen_reading(arguments)
+    if arguments.mds and reading != Reading():
+        raise ValueError("--text-key, --whole-txt and --keep-spelling say how text is read; what --mds names holds ids")
     inputs = chosen_inputs(arguments)
     if arguments.dry_run:
         check_output(arguments.output)
@@ -203,7 +206,7 @@ def main() -> None:
         heldout_rate=arguments.heldout_rate,
         seed=arguments.seed,
         backend=arguments.tokenizer_backend,
-        reading=None if arguments.mds else chosen_reading(arguments),
+        reading=None if arguments.mds else reading,
         distinct=not arguments.keep_duplicates,
     )
     work = plan(settings, inputs)

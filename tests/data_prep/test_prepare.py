@@ -403,6 +403,9 @@ def test_token_ids_of_others_become_the_rows_of_their_text(
             writer.write({"input_ids": wrapped, "id": str(number)})
     arguments = arguments_of(text, corpus, tmp_path / "out")
     arguments[:2] = ["--mds", tmp_path / "mds"]
+    for option in (["--text-key", "content"], ["--whole-txt"], ["--keep-spelling"]):
+        with pytest.raises(SystemExit, match="error: --text-key, --whole-txt and --keep-spelling say how text is read"):
+            call(monkeypatch, prepare.main, *arguments, *option)
     assert call(monkeypatch, prepare.main, *arguments) == 0
     assert of_both_splits(tmp_path / "out") == encoded(corpus, texts)
     for split in work.SPLITS:
