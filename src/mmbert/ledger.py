@@ -26,26 +26,42 @@ log = logging.getLogger(__name__)
 
 FILE = "ledger.jsonl"
 TAIL = 1 << 16  # bytes read at first to find the last line
-NO_STREAMS: dict[str, int] = {}  # one for all steps
 
 
 @dataclass(frozen=True, slots=True)
-class Step(StepRecord):
-    """What is kept of a step in memory: no `streams`, which `RunHistory.streams_of` reads again.
+class Step:
+    """What is kept of a step in memory: all of a `StepRecord` but its streams.
 
     Attributes:
+        attempt ... skipped: see `StepRecord`.
         stream_tokens: sum over its streams.
         place: of its line in the file, in bytes.
     """
 
+    attempt: int
+    step: int
+    first_row: int
+    num_rows: int
+    tokens: int
+    digest: int
+    mask_rate: float
+    taus: dict[str, float]
+    learning_rate: float
+    loss: float | None
+    skipped: str | None
     stream_tokens: int
     place: int = field(default=-1, compare=False)
 
     @classmethod
     def of(cls, record: StepRecord, place: int = -1) -> "Step":
         """Sum up a record's streams."""
-        same: dict[str, Any] = {key: getattr(record, key) for key in STEP_KEYS}
-        return cls(**{**same, "streams": NO_STREAMS}, stream_tokens=sum(record.streams.values()), place=place)
+        same: dict[str, Any] = {key: getattr(record, key) for key in STEP_KEYS if key != "streams"}
+        return cls(**same, stream_tokens=sum(record.streams.values()), place=place)
+
+    @property
+    def last_row(self) -> int:
+        """Position after its last row."""
+        return self.first_row + self.num_rows
 
 
 @dataclass(frozen=True)
