@@ -159,7 +159,7 @@ def mask_documents(
         part: which of all of them, in order; the others cost nothing.
     """
     keys = [
-        (number, ids, f"0/{heldout.language}/{document}/0/{len(ids)}")  # the zeros keep the masks of all numbers
+        (number, ids, f"0/{heldout.language}/{document}/0/{len(ids)}")  # zeros: else all masks would be others
         for number, heldout in enumerate(languages)
         for document, ids in enumerate(heldout.documents)
     ]

@@ -197,11 +197,11 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
         converted = conversion(config, trained)
         found += [converted, *evaluation(config, converted)]
     evaluated = [stage for stage in found if stage.result.name == "bits_per_byte.json"]
-    phases = {config.name: config.validation for config in configs if config.validation}
     if len(evaluated) < 2:
         return found
-    check_comparable(phases)
-    return [*found, report(roots[0], list(phases), evaluated)]
+    validations = {config.name: config.validation for config in configs if config.validation}
+    check_comparable(validations)
+    return [*found, report(roots[0], list(validations), evaluated)]
 
 
 def check_comparable(validations: Mapping[str, ValidationConfig]) -> None:

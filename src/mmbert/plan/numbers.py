@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
-from mmbert.config import ModelConfig
+from mmbert.config import CheckpointConfig, ModelConfig
 from mmbert.head_chunks import rows_of_a_chunk
 from mmbert.schedules import BatchSizes
 
@@ -100,6 +100,11 @@ def memory(model: ModelConfig, microbatch_tokens: int, mask_rate: float, gpus: i
         activations=activation_bytes(model, microbatch_tokens, masked),
         head=(FP32 + 2 * BF16) * embeddings + chunk * model.vocab_size * (FP32 + 2 * BF16),
     )
+
+
+def count_checkpoints(rule: CheckpointConfig, duration: int, step_tokens: float) -> tuple[int, int]:
+    """How many checkpoints of a phase stay at its end, and the most there are at a time."""
+    return checkpoints_that_stay(saves(duration, rule.interval, step_tokens), rule.keep, rule.keep_every)
 
 
 def saves(duration: int, interval: int, step_tokens: float) -> list[int]:

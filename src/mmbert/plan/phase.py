@@ -14,10 +14,9 @@ from mmbert.plan.numbers import (
     FP32,
     Memory,
     Stretch,
-    checkpoints_that_stay,
+    count_checkpoints,
     memory,
     num_parameters,
-    saves,
     stretches,
 )
 from mmbert.streams import mixture_streams
@@ -150,9 +149,7 @@ class PhasePlan:
     @property
     def checkpoints(self) -> tuple[int, int]:
         """How many stay, and the most there are at a time."""
-        rule = self.config.checkpoint
-        saved = saves(self.config.duration, rule.interval, self.step_tokens)
-        return checkpoints_that_stay(saved, rule.keep, rule.keep_every)
+        return count_checkpoints(self.config.checkpoint, self.config.duration, self.step_tokens)
 
     def seconds(self, hardware: Hardware) -> float:
         """How long training takes by the assumption on speed."""

@@ -19,7 +19,7 @@ from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
 from mmbert.heldout import check_validation
 from mmbert.model import MmBertForMaskedLM
-from mmbert.plan.numbers import checkpoints_that_stay, saves
+from mmbert.plan.numbers import count_checkpoints
 from mmbert.preflight.meeting import Place
 from mmbert.remote_rows import find_rows
 from mmbert.run_lock import hold_run
@@ -123,9 +123,8 @@ def check_run_root(config: RunConfig) -> None:
     """
     with torch.device("meta"):
         size = checkpoint_bytes(MmBertForMaskedLM(config.model))
-    rule, step_tokens = config.checkpoint, config.global_train_batch_size * config.max_seq_len
-    saved = saves(config.duration, rule.interval, step_tokens)
-    _, most = checkpoints_that_stay(saved, rule.keep, rule.keep_every)
+    step_tokens = config.global_train_batch_size * config.max_seq_len
+    _, most = count_checkpoints(config.checkpoint, config.duration, step_tokens)
     needed = size * max(1, most - len(step_folders(config.run_folder)))
     root = Path(config.run_root)
     root.mkdir(parents=True, exist_ok=True)
