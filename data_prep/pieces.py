@@ -16,13 +16,13 @@ def read_documents(shards: LanguageShards, shard: int) -> list[TokenIds]:
         OSError, ValueError: the shard or its pieces are missing, damaged, or do not fit each other; names the file.
     """
     [folder], [manifest] = shards.folders, shards.manifests
-    name, record = list(manifest.shards.items())[shard]
+    (_, name), begin = shards.shards[shard], int(shards.begins[shard])
+    record = manifest.shards[name]
     path = folder / pieces_name(int(name.split(".")[1]))
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: copy it again, or prepare the rows again from their text")
     if sha256_of(path) != record.pieces_sha256:
         raise ValueError(f"{path} was changed after it was written: copy it again, or prepare the rows again")
-    begin = sum(other.rows for other in list(manifest.shards.values())[:shard])
     rows = shards.rows([(0, number) for number in range(begin, begin + record.rows)])
     try:
         return join_pieces(rows, np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))

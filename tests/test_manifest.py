@@ -1,8 +1,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,13 +107,13 @@ def test_rows_of_another_length_or_tokenizer_are_refused(stream: Path, wrong: di
         check_stream(stream, **right | wrong)
 
 
-def edit_index(stream: Path, **changes: object) -> None:
-    """Change the first shard of index.json, and let the manifest vouch for it, as a hostile one would."""
+def edit_index(stream: Path, manifest: Manifest, **changes: object) -> None:
+    """Change the first shard of index.json, and let this manifest vouch for it, as a hostile one would."""
     index = json.loads((stream / "index.json").read_bytes())
     index["shards"][0].update(changes)
     content = json.dumps(index).encode()
     (stream / "index.json").write_bytes(content)
-    write_manifest(stream, replace(read_manifest(stream), index_sha256=hashlib.sha256(content).hexdigest()))
+    write_manifest(stream, replace(manifest, index_sha256=hashlib.sha256(content).hexdigest()))
 
 
 @pytest.mark.fault(27, 28)
@@ -126,7 +128,7 @@ def edit_index(stream: Path, **changes: object) -> None:
     ],
 )
 def test_an_index_that_says_something_else_is_refused(stream: Path, changes: dict, reason: str):
-    edit_index(stream, **changes)
+    edit_index(stream, read_manifest(stream), **changes)
     with pytest.raises(ValueError, match=reason):
         check(stream)
 
@@ -148,27 +150,53 @@ def test_a_changed_index_a_short_shard_and_a_missing_one_are_named(stream: Path)
         check(stream)
 
 
-def rename_shard(stream: Path, name: str) -> None:
+def rename_shard(stream: Path, manifest: Manifest, name: str) -> None:
     """Call the shard `name` in index and manifest alike."""
-    manifest = read_manifest(stream)
     (record,) = manifest.shards.values()
-    write_manifest(stream, replace(manifest, shards={name: record}))
-    edit_index(stream, raw_data={"basename": name, "bytes": record.bytes, "hashes": {}})
+    raw_data = {"basename": name, "bytes": record.bytes, "hashes": {}}
+    edit_index(stream, replace(manifest, shards={name: record}), raw_data=raw_data)
 
 
 @pytest.mark.fault(27)
 def test_a_shard_outside_the_folder_is_refused_even_if_all_else_agrees(stream: Path):
-    outside = stream.parent / "shard.00000.mds"
+    manifest, outside = read_manifest(stream), stream.parent / "shard.00000.mds"
     os.link(stream / "shard.00000.mds", outside)
     os.link(outside, stream / "a b.mds")
-    for name in ("../shard.00000.mds", str(outside), "a b.mds"):
-        rename_shard(stream, name)
+    for name in ("../shard.00000.mds", str(outside), "a b.mds", "..", ".hidden"):
+        rename_shard(stream, manifest, name)
         with pytest.raises(ValueError, match="is no plain file in this folder"):
             check(stream)
-    rename_shard(stream, "link.mds")
+    rename_shard(stream, manifest, "link.mds")
     (stream / "link.mds").symlink_to(outside)
     with pytest.raises(ValueError, match="is no plain file in this folder"):
         check(stream)
+
+
+def test_the_file_system_is_asked_once_for_each_shard(stream: Path, monkeypatch: pytest.MonkeyPatch):
+    """All ranks ask for each of hundreds of thousands of shards, on a file system that may be far away."""
+    manifest = read_manifest(stream)
+    (record,) = manifest.shards.values()
+    names = [shard_name(number) for number in range(200)]
+    for name in names[1:]:
+        os.link(stream / names[0], stream / name)
+    index = json.loads((stream / "index.json").read_bytes())
+    (shard,) = index["shards"]
+    index["shards"] = [shard | {"raw_data": shard["raw_data"] | {"basename": name}} for name in names]
+    content = json.dumps(index).encode()
+    (stream / "index.json").write_bytes(content)
+    totals = {"rows": 200 * manifest.rows, "tokens": 200 * manifest.tokens}
+    records = {"shards": dict.fromkeys(names, record), "index_sha256": hashlib.sha256(content).hexdigest()}
+    write_manifest(stream, replace(manifest, **totals, **records))
+    asked: list[str] = []
+
+    def counted(call: str) -> Callable[..., Any]:
+        plain = getattr(os, call)
+        return lambda *arguments, **keys: (asked.append(call), plain(*arguments, **keys))[1]
+
+    for call in ("stat", "lstat", "open"):
+        monkeypatch.setattr(os, call, counted(call))
+    assert len(check(stream).shards) == 200
+    assert 200 <= len(asked) < 220
 
 
 def test_a_moved_folder_is_noticed(stream: Path):
