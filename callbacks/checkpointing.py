@@ -1,5 +1,6 @@
 """Saves a checkpoint every so many tokens, at the end of the phase, and when the run is asked to stop."""
 import logging
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -8,7 +9,7 @@ from composer import Callback, Logger, State
 from callbacks.language_scores import LanguageScores
 from callbacks.language_temperature import LanguageTemperature
 from callbacks.run_ledger import RunLedger
-from mmbert.checkpoint import prune, save_checkpoint
+from mmbert.checkpoint import prune, save_checkpoint, weights_sha256
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
 from mmbert.ranks import weights_digest
@@ -51,6 +52,20 @@ class Checkpointing(Callback):
         self.seconds = 0.0
         self.failed_at: float | None = None  # the first failure of a series
         self.next_try = 0.0
+        self.parent_weights: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """sha256 of the weights that the phase began with, if it has a parent."""
+        return {"parent_weights": self.parent_weights} if self.parent_weights else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it; the parent may be gone by now, or be another."""
+        self.parent_weights = state["parent_weights"]
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Note which weights the phase begins with."""
+        if self.parent_weights is None and self.config.parent is not None:
+            self.parent_weights = weights_sha256(Path(self.config.run_root) / self.config.parent)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save when this step crossed a multiple of the interval, or is the last.

@@ -211,6 +211,20 @@ def test_a_phase_that_has_begun_needs_no_parent_any_more(corpus: Corpus, untrain
     assert [stage.name for stage in stages(yamls(untrained, "phase2"), train_only=True)] == ["phase2"]
 
 
+def test_a_phase_that_has_begun_is_refused_beside_a_parent_that_would_be_trained_anew(
+    corpus: Corpus, untrained: Path
+) -> None:
+    save_run(untrained / "runs", "phase2", 0, corpus.tokenizer, finished=False)
+    wanted = r"runs/phase2 has trained, and its parent phase1 .* leave the YAML of phase1 out, or move .*phase2 away"
+    with pytest.raises(ValueError, match=wanted):
+        stages(yamls(untrained, "phase1", "phase2"))
+    path = write_merge(untrained, "exponential: {run: phase2, ratio: 0.5}")
+    (untrained / "more.yaml").write_text("extends: [phase3.yaml]\nname: more\nparent: merged\n")
+    save_run(untrained / "runs", "more", 0, corpus.tokenizer, finished=False)
+    with pytest.raises(ValueError, match="runs/more has trained, and its parent merged"):
+        stages([*yamls(untrained, "phase2"), path, *yamls(untrained, "more")])
+
+
 def test_two_phases_of_one_name_are_refused(untrained: Path) -> None:
     (untrained / "other.yaml").write_text("extends: [phase1.yaml]\nduration: 9K\n")
     with pytest.raises(ValueError, match=r"phase1\.yaml and .*other\.yaml have the same name, .* each its own `name`"):

@@ -16,7 +16,7 @@ from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
 from mmbert.config import load_config
 from mmbert.ledger import read_ledger
 from tests.conftest import Corpus
-from tests.training_runs import Outcome, train, write_yamls
+from tests.training_runs import Outcome, prepare, train, write_yamls
 
 
 def test_phases_run_to_their_duration_and_are_marked_finished(finished: tuple[Path, dict[str, Outcome]]) -> None:
@@ -146,6 +146,30 @@ def test_a_finished_phase_is_left_alone(finished: tuple[Path, dict[str, Outcome]
     assert outcome.exit_code == 0
     assert not outcome.steps
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != "lock"}
+
+
+def test_a_phase_whose_parent_was_trained_anew_is_refused_and_one_whose_parent_is_gone_is_not(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
+) -> None:
+    parent, record = finished[0] / "runs" / "phase1", tmp_path / "steps.jsonl"
+    yaml = prepare(tmp_path / "it", corpus, "phase2", {"phase1": parent})
+    runs = yaml.parent / "runs"
+    assert train([yaml], record, kill_at=13).exit_code == -9
+    shutil.copytree(runs / "phase2", tmp_path / "begun")
+    assert train([yaml], record).exit_code == 0
+    shutil.copytree(runs / "phase2", tmp_path / "ended")
+    shutil.rmtree(runs / "phase1")
+    assert train([yaml], record).exit_code == 0
+    assert train([yaml.with_name("phase1.yaml"), "optimizer.lr=0.002"], tmp_path / "anew.jsonl").exit_code == 0
+    for state in ("ended", "begun"):
+        shutil.rmtree(runs / "phase2")
+        shutil.copytree(tmp_path / state, runs / "phase2")
+        outcome = train([yaml], record)
+        assert outcome.exit_code == 1
+        assert f"{runs}/phase2 began with other weights than phase1 has now" in outcome.output
+    shutil.rmtree(runs / "phase1")
+    shutil.copytree(parent, runs / "phase1")
+    assert train([yaml], record).exit_code == 0
 
 
 def test_microbatches_give_the_same_weights(corpus: Corpus, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import reprlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def why_invalid(checkpoint: Path) -> str:
     except (OSError, ValueError) as error:
         return str(error)
     return ""
+
+
+def weights_sha256(run_folder: Path) -> str | None:
+    """sha256 of the weights of a run's newest checkpoint, as its manifest has it; None where there is none."""
+    for newest in step_folders(run_folder)[:1]:
+        with suppress(OSError, ValueError):
+            entry = read_json(newest / "manifest.json").get("model.safetensors")
+            return entry.get("sha256") if isinstance(entry, dict) else None
+    return None
 
 
 def is_valid(checkpoint: Path) -> bool:

@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import Any
 
-from mmbert.checkpoint import is_valid, step_folders
+from mmbert.checkpoint import is_valid, step_folders, weights_sha256
 from mmbert.checkpoint_files import read_state
 from mmbert.config import RunConfig
 from mmbert.identity import recipe
@@ -27,11 +27,31 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
         )
 
 
+def check_parent(checkpoint: Path, state: dict[str, Any], config: RunConfig) -> None:
+    """Refuse to go on with a run, or to call it finished, whose parent was trained anew since.
+
+    Args:
+        state: of `checkpoint`, the run's newest.
+
+    Raises:
+        ValueError: the run began with other weights than its parent has now. A parent that is gone is no matter.
+    """
+    if config.parent is None:
+        return
+    began_with = state["callbacks"].get("Checkpointing", {}).get("parent_weights")
+    now = weights_sha256(Path(config.run_root) / config.parent)
+    if began_with and now and began_with != now:
+        raise ValueError(
+            f"{checkpoint.parent} began with other weights than {config.parent} has now: that was trained anew. Move "
+            f"{checkpoint.parent} away to train it from them, or bring the old {config.parent} back"
+        )
+
+
 def is_finished(config: RunConfig) -> bool:
     """Whether the run has reached its duration; hashes the checkpoint only if it says so.
 
     Raises:
-        ValueError: it has, with another recipe: a longer duration, say, would be ignored.
+        ValueError: it has, with another recipe, where a longer duration, say, would be ignored; or see `check_parent`.
     """
     for newest in step_folders(config.run_folder)[:1]:
         try:
@@ -42,5 +62,6 @@ def is_finished(config: RunConfig) -> bool:
             saved = state["identity"].items()
             asked = {key: value for key, value in saved if not key.startswith(("shards.", "tokenizer."))}
             check_identity(newest, asked, recipe(config))
+            check_parent(newest, state, config)
             return True
     return False

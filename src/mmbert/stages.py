@@ -51,17 +51,23 @@ class Stage:
         return "\t".join((self.name, str(self.result.absolute()), state, needs, *self.arguments))
 
 
-def training(path: str, config: RunConfig, overrides: Sequence[str], earlier: Sequence[AnyConfig]) -> Stage:
+def training(path: str, config: RunConfig, overrides: Sequence[str], earlier: Sequence[Stage]) -> Stage:
     """Train one phase.
 
     Raises:
-        ValueError: it has not begun, and its parent is neither finished nor among the earlier ones.
+        ValueError: it has not begun, and its parent is neither finished nor among the earlier ones; or it has, and its
+            parent would be made anew.
     """
     parent = config.parent
-    needs = tuple(other.name for other in earlier if other.name == parent)
+    needs = tuple(stage.name for stage in earlier if stage.name == parent)
     has_begun = bool(step_folders(config.run_folder))  # then it goes on from its own checkpoints
     if parent and not needs and not has_begun and not has_ended(Path(config.run_root) / parent):
         raise ValueError(f"{path}: its parent {parent} has not run to its end; name the YAML of {parent} before it")
+    if has_begun and any(stage.name == parent and not stage.is_done for stage in earlier):
+        raise ValueError(
+            f"{path}: {config.run_folder} has trained, and its parent {parent} is not there whole, so it would be made "
+            f"anew: leave the YAML of {parent} out, or move {config.run_folder} away to train it again, too"
+        )
     return Stage(config.name, config.run_folder, needs, ("main.py", path, *overrides), is_finished(config))
 
 
@@ -70,13 +76,13 @@ def has_ended(run_folder: Path) -> bool:
     return any(read_state(newest)["finished"] for newest in step_folders(run_folder)[:1])
 
 
-def merging(path: str, config: MergeConfig, overrides: Sequence[str], earlier: Sequence[AnyConfig]) -> Stage:
+def merging(path: str, config: MergeConfig, overrides: Sequence[str], earlier: Sequence[Stage]) -> Stage:
     """Merge runs.
 
     Raises:
         ValueError: one of them is not among the earlier ones, and has not ended, or lacks the checkpoint that is named.
     """
-    needs = tuple(other.name for other in earlier if other.name in config.runs)
+    needs = tuple(stage.name for stage in earlier if stage.name in config.runs)
     for entry in config.entries:
         run, _, step = entry.partition("/")
         folder = Path(config.run_root) / entry
@@ -185,12 +191,12 @@ def stages(paths: Sequence[str], overrides: Sequence[str] = (), train_only: bool
     if train_only:
         paths = [path for path, config in zip(paths, configs, strict=True) if isinstance(config, RunConfig)]
         configs = [config for config in configs if isinstance(config, RunConfig)]
-    found = [
-        merging(paths[i], config, overrides, configs[:i])
-        if isinstance(config, MergeConfig)
-        else training(paths[i], config, overrides, configs[:i])
-        for i, config in enumerate(configs)
-    ]
+    found: list[Stage] = []
+    for path, config in zip(paths, configs, strict=True):
+        if isinstance(config, MergeConfig):
+            found.append(merging(path, config, overrides, found))
+        else:
+            found.append(training(path, config, overrides, found))
     if train_only:
         return found
     for config, trained in zip(configs, tuple(found), strict=True):

@@ -27,7 +27,7 @@ from mmbert.checkpoint import (
 )
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
-from mmbert.finished import check_identity
+from mmbert.finished import check_identity, check_parent
 from mmbert.heldout import check_validation
 from mmbert.identity import encoder_changes, recipe
 from mmbert.ledger import last_saved_step
@@ -125,13 +125,15 @@ def starting_point(phase: Phase) -> Path | None:
     """The checkpoint to go on from: the newest of this run, or the last of its parent. Tidies the run's folder.
 
     Raises:
-        FileNotFoundError, ValueError: see `finished_parent` and `check_identity`; or the run has trained, and its
-            checkpoints are gone.
+        FileNotFoundError, ValueError: see `finished_parent`, `check_identity` and `check_parent`; or the run has
+            trained, and its checkpoints are gone.
     """
     folder = phase.config.run_folder
     own = tidy(folder)
     if own:
-        check_identity(own, read_state(own)["identity"], phase.identity())
+        state = read_state(own)
+        check_identity(own, state["identity"], phase.identity())
+        check_parent(own, state, phase.config)
         return own
     if saved := last_saved_step(folder):
         raise ValueError(
