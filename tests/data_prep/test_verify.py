@@ -11,6 +11,7 @@ from streaming import MDSWriter
 from data_prep import verify
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import COLUMNS, read_manifest, shard_records, stream_folder, write_manifest
+from mmbert.shards import LanguageShards
 from tests.data_prep.programs import call
 
 
@@ -22,23 +23,52 @@ def test_a_whole_folder_is_verified(shards: Path, monkeypatch: pytest.MonkeyPatc
         call(monkeypatch, verify.main, shards / "train")
 
 
-def test_rows_are_read_in_parts_and_each_once(shards: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_row_is_read_once(shards: Path, monkeypatch: pytest.MonkeyPatch):
     folder = shards / "train" / "own" / "fao"
-    read: list[list[int]] = []
-    rows_of = verify.LanguageShards.rows
+    read: list[int] = []
+    rows_of = LanguageShards.rows
 
-    def rows(self: verify.LanguageShards, wanted: list[tuple[int, int]]) -> object:
-        read.append([number for _, number in wanted])
+    def rows(self: LanguageShards, wanted: list[tuple[int, int]]) -> object:
+        read.extend(number for _, number in wanted)
         return rows_of(self, wanted)
 
-    monkeypatch.setattr(verify, "ROWS", 2)
-    monkeypatch.setattr(verify.LanguageShards, "rows", rows)
-    monkeypatch.setattr(verify, "read_documents", lambda shards, shard: [])
-    with pytest.raises(ValueError, match=f"{folder} holds 0 documents, its manifest says"):
+    monkeypatch.setattr(LanguageShards, "rows", rows)
+    verify.verify_stream(folder)
+    assert read == list(range(read_manifest(folder).rows))
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("key", ["tokens", "documents"])
+def test_a_manifest_that_counts_otherwise_is_found(shards: Path, key: str, monkeypatch: pytest.MonkeyPatch):
+    folder = shards / "train" / "own" / "fao"
+    manifest = read_manifest(folder)
+    there = getattr(manifest, key)
+    write_manifest(folder, replace(manifest, **{key: there + 1}))
+    with pytest.raises(ValueError, match=f"{folder} holds {there} {key}, its manifest says {there + 1}"):
         verify.verify_stream(folder)
-    assert max(map(len, read)) == 2
-    assert len(read) > 1
-    assert [number for part in read for number in part] == list(range(read_manifest(folder).rows))
+    with pytest.raises(SystemExit, match=f"^broken: train/own/fao: .* holds {there} {key}, its manifest says"):
+        call(monkeypatch, verify.main, shards)
+
+
+@pytest.mark.usefixtures("small_buckets")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_parts_of_a_stream_are_read_by_any_number_of_workers(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: int
+):
+    folder = shards / "train" / "own" / "fao"
+    manifest = read_manifest(folder)
+    monkeypatch.setattr(verify, "SHARDS", 3)
+    parts = [part.numbers for part in verify.parts_of(folder, manifest)]
+    assert len(parts) > 2
+    assert [number for numbers in parts for number in numbers] == list(range(len(manifest.shards)))
+    call(monkeypatch, verify.main, shards, "--workers", workers)
+    assert "5 streams are whole" in capsys.readouterr().out
+    for name in manifest.shards:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(SystemExit, match=f"^broken: train/own/fao: {folder / name} was changed .*again$"):
+            call(monkeypatch, verify.main, shards, "--workers", workers)
+        (folder / name).write_bytes(content)
 
 
 @pytest.mark.fault(11)
@@ -86,7 +116,6 @@ def forge(folder: Path, rows: list[tuple[list[int], list[int]]], **changes: obje
         ([9, 9, 1], [3], {}, "bos .* only there"),
         ([2, 9, 9], [3], {}, "eos .* only there"),
         ([2, 9, 1, 2, 9, 1], [6], {}, "bos .* only there"),
-        ([2, 9, 1], [3], {"tokens": 4}, "holds 3 tokens, its manifest says 4"),
     ],
 )
 def test_rows_that_break_the_format_are_found(shards: Path, ids: list, lengths: list, changes: dict, reason: str):
