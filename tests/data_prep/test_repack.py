@@ -1,4 +1,5 @@
 """Rows of another length are those of a direct preparation."""
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import prepare, repack
+from data_prep import prepare, repack, verify
 from mmbert.file_contents import sha256_of
 from mmbert.manifest import read_manifest, stream_folder, write_manifest
 from tests.conftest import Corpus
@@ -22,10 +23,30 @@ def test_rows_of_another_length_are_those_of_a_direct_preparation(
     call(monkeypatch, prepare.main, *arguments_of(text, corpus, direct, "--row-length", row_length))
     first = tmp_path / "first"
     call(monkeypatch, prepare.main, *arguments_of(text, corpus, first))
+    monkeypatch.setattr(verify, "SHARDS", 3)
+    fao = stream_folder(first, "train", "own", "fao")
+    assert len(verify.parts_of(fao, read_manifest(fao))) > 2
     arguments = ["--input", first, "--output", tmp_path / "repacked", "--row-length", row_length, "--workers", 2]
     for _ in range(2):
         call(monkeypatch, repack.main, *arguments)
         assert tree(tmp_path / "repacked") == tree(direct)
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_a_damaged_shard_leaves_the_streams_before_it_whole_and_nothing_else(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(verify, "SHARDS", 3)
+    broken = sorted((shards / "train" / "own" / "fao").glob("*.mds"))[4]
+    broken.write_bytes(broken.read_bytes()[:-1] + b"x")
+    arguments = ["--input", shards, "--output", tmp_path / "out", "--row-length", 32, "--workers", 2]
+    with pytest.raises(SystemExit, match=f"error: {broken} was changed"):
+        call(monkeypatch, repack.main, *arguments)
+    there = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").glob("*/*/*")}
+    assert there == {Path("heldout/own/fao"), Path("heldout/own/nno")}
+    shutil.rmtree(broken.parent)
+    call(monkeypatch, repack.main, *arguments)
+    call(monkeypatch, verify.main, tmp_path / "out")
 
 
 @pytest.fixture
