@@ -94,6 +94,13 @@ def test_rounding_keeps_the_sum_and_no_number_falls_below_zero(wanted: list[floa
     assert rounded.min() >= 0
 
 
+@pytest.mark.parametrize("wanted, expected", [([-0.9, -0.8, 2.7], [0, 0, 1]), ([-1.5, 1.2, 1.3], [0, 0, 1])])
+def test_what_negative_numbers_owe_is_taken_from_the_smallest_remainders(
+    wanted: list[float], expected: list[int]
+) -> None:
+    assert diffuse(np.array(wanted), np.ones(3), 1).tolist() == expected
+
+
 def test_the_smallest_are_those_of_a_stable_sort() -> None:
     values = np.random.default_rng(0).integers(0, 20, 200).astype(np.float64)
     values[::7] = np.inf
