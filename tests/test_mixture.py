@@ -101,6 +101,16 @@ def test_what_negative_numbers_owe_is_taken_from_the_smallest_remainders(
     assert diffuse(np.array(wanted), np.ones(3), 1).tolist() == expected
 
 
+@pytest.mark.parametrize("wanted, rates, expected", [
+    ([1.9, 2.1], [1.0, 1.0], [2, 2]),
+    ([1.2, 1.5, 0.3], [8.0, 1.0, 0.1], [2, 1, 0]),  # not the largest remainder: in a tenth of a period it is owed
+])  # fmt: skip
+def test_what_is_left_goes_to_whoever_would_be_a_row_behind_soonest(
+    wanted: list[float], rates: list[float], expected: list[int]
+) -> None:
+    assert diffuse(np.array(wanted), np.array(rates), sum(expected)).tolist() == expected
+
+
 def test_the_smallest_are_those_of_a_stable_sort() -> None:
     values = np.random.default_rng(0).integers(0, 20, 200).astype(np.float64)
     values[::7] = np.inf
