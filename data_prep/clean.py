@@ -122,14 +122,15 @@ def check_places(location: str, output: Path) -> None:
 
     Raises:
         ValueError: the output lies in the input, or the input in the text of the output.
-        FileExistsError: the output holds text that no run of ours made.
+        FileExistsError: the output holds what no run of ours made; hidden files are the system's.
     """
     check_apart(location, output)
     if "://" not in location and Path(location).resolve().is_relative_to((output / "text").resolve()):
         raise ValueError(f"--input {location} is text of --output {output}, and would be replaced: choose another one")
-    for folder in (output / "text", output / "dropped"):
-        if folder.exists() and not (output / WORK).exists():
-            raise FileExistsError(f"{folder} is not of data_prep.clean: choose another --output")
+    ours = ("text", "dropped", "clean.json") if (output / WORK).exists() else ()
+    for path in sorted(output.glob("[!.]*")):
+        if path.name not in ours:
+            raise FileExistsError(f"{path} is not of data_prep.clean: choose another --output")
 
 
 def parse_arguments() -> argparse.Namespace:

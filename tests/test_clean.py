@@ -234,14 +234,24 @@ def test_what_is_read_and_what_is_written_lie_apart(tmp_path, monkeypatch, corpu
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("theirs", ["text", "dropped"])
-def test_text_of_someone_else_is_not_replaced(tmp_path, monkeypatch, theirs):
+@pytest.mark.parametrize("theirs", ["text", "dropped", "train"])
+def test_nothing_is_written_into_a_folder_of_someone_else(tmp_path, monkeypatch, theirs):
     for folder in ("in", f"out/{theirs}"):
         write_jsonl(tmp_path / folder / "fao" / "x.jsonl", [f"góður texti í {folder}"])
     before = tree(tmp_path)
     with pytest.raises(SystemExit, match=rf"error: .*out/{theirs} is not of data_prep.clean: choose another --output"):
         run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
     assert tree(tmp_path) == before
+
+
+def test_its_own_folder_with_files_of_another_program_is_refused(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "in" / "fao" / "x.jsonl", ["góður texti"])
+    run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+    (tmp_path / "out" / ".DS_Store").touch()
+    run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+    (tmp_path / "out" / "train").mkdir()
+    with pytest.raises(SystemExit, match=r"error: .*out/train is not of data_prep.clean: choose another --output"):
+        run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
 
 
 def test_a_language_without_a_good_document_has_no_text(tmp_path, monkeypatch):
