@@ -22,7 +22,7 @@ from data_prep.queued import check_not_queued
 from data_prep.sources import corpus_inputs, hf_inputs
 from data_prep.split import DEFAULT_HELDOUT_RATE, check_heldout_rate
 from data_prep.totals import few, totals_table, undivided_line
-from data_prep.work import Settings, Work, check_output, plan, write_plan
+from data_prep.work import Settings, StreamPlan, Work, check_output, plan, write_plan
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import read_manifest, stream_folder
 from mmbert.packing import check_row_length
@@ -37,11 +37,11 @@ def prepare(settings: Settings, inputs: Inputs, workers: int) -> None:
     make_all(plan(settings, inputs), workers)
 
 
-def make_all(work: Work, workers: int) -> int:
-    """Make the streams of a plan that are not finished; how many those were."""
+def make_all(work: Work, workers: int) -> list[StreamPlan]:
+    """Make the streams of a plan that are not finished; which those were."""
     with to_do(work) as rest:
         run_locally(rest, workers)
-    return len(rest.streams)
+    return rest.streams
 
 
 @contextmanager
@@ -109,8 +109,12 @@ def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
     return {stream: files for stream, files in inputs.items() if stream[1] in wanted}
 
 
-def report(work: Work, num_new: int) -> int:
-    """Print what there is now; the exit status."""
+def report(work: Work, tried: Sequence[StreamPlan]) -> int:
+    """Print what there is now; the exit status.
+
+    Args:
+        tried: the streams that this run was to make.
+    """
     manifests, quarantined, undivided, textless = [], [], [], []
     documents = empty = duplicates = 0
     for stream in work.streams:
@@ -130,10 +134,11 @@ def report(work: Work, num_new: int) -> int:
         print(f"no rows were made of {few(textless)}: there is no text in their files")
     if undivided:
         print(undivided_line(undivided))
-    print(f"{num_new} streams made, {len(work.streams) - num_new} were up to date")
-    made = {(manifest.source, manifest.language) for manifest in manifests}
+    there = {(manifest.source, manifest.language) for manifest in manifests}
+    new = there & {(stream.source, stream.language) for stream in tried}
+    print(f"{len(new)} streams made, {len(there - new)} were up to date")
     train = {(folder.parent.name, folder.name) for folder in work.output.glob("train/*/[!.]*")}
-    if others := sorted(map("/".join, train - made)):
+    if others := sorted(map("/".join, train - there)):
         print(f"{len(others)} streams of other text are there, too, and stay as they were: {few(others)}")
     for reason in quarantined:
         print(f"quarantined: {reason}", file=sys.stderr)
