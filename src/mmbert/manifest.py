@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Manifest:
     shards: dict[str, ShardRecord]
     format: int = FORMAT
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256, in hex, of the manifest as canonical JSON."""
         return _digest(vars(self) | {"shards": {name: vars(record) for name, record in self.shards.items()}})
