@@ -6,13 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_prep.codec import Codec
 from data_prep.partition import Read, read_bucket, read_files, read_of_runs, volume_of
 from data_prep.rows import Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
-from data_prep.work import PROGRAM, StreamPlan, Work
+from data_prep.work import PROGRAM, StreamPlan, Work, bucketfuls
 from mmbert.atomic import fsync, make_folder, publish_folder, remove, write_file
 from mmbert.json_files import read_json
 from mmbert.manifest import SPLITS, Manifest, ShardRecord, manifest_bytes, pieces_name, shard_name, stream_folder
+from mmbert.packing import TokenIds
 
 
 def make_small_stream(work: Work, stream: StreamPlan, codec: Codec) -> None:
@@ -31,9 +34,10 @@ def make_large_bucket(work: Work, stream: StreamPlan, bucket: int, codec: Codec)
     number, volume = volume_of(stream, bucket)
     documents = read_bucket(work, stream, number, bucket - volume.first_bucket)
     record = make_bucket(work, stream, bucket, documents, codec)
-    for split in record["shards"]:
-        for name in (shard_name(bucket), pieces_name(bucket)):
-            fsync(work.staging(stream) / split / name)
+    train = work.staging(stream) / "train"
+    for written in (train / shard_name(bucket), train / pieces_name(bucket), heldout_path(work, stream, bucket)):
+        if written.exists():
+            fsync(written)
     make_folder(path.parent)
     write_file(path, json.dumps(record).encode())
 
@@ -43,6 +47,7 @@ def publish_large_stream(work: Work, stream: StreamPlan) -> None:
     if work.read_record(stream):
         return
     buckets = [read_json(bucket_path(work, stream, bucket), PROGRAM) for bucket in range(stream.num_buckets)]
+    gather_heldout(work, stream, buckets)
     publish_stream(work, stream, read_of_runs(work, stream), buckets)
 
 
@@ -51,20 +56,60 @@ def bucket_path(work: Work, stream: StreamPlan, bucket: int) -> Path:
     return work.staging(stream) / "buckets" / f"{bucket:05d}.json"
 
 
+def heldout_path(work: Work, stream: StreamPlan, bucket: int) -> Path:
+    """The held-out documents of a bucket of a large stream."""
+    return work.staging(stream) / "heldout-documents" / f"{bucket:05d}.npz"
+
+
 def make_bucket(
     work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], codec: Codec
 ) -> dict[str, Any]:
-    """Write one shard for each split that has documents; the record of the bucket."""
+    """Write one shard for each split that has documents; the record of the bucket.
+
+    Of a large stream the held-out ones, a handful in each of thousands of buckets, wait for `gather_heldout`.
+    """
     settings, staging = work.settings, work.staging(stream)
     pairs = sort_documents(documents, settings.distinct)
-    seed = shuffle_seed(settings.seed, stream.source, stream.language, bucket)
-    shape = Shape(settings.row_length, work.tokenizer.bos_token_id, work.tokenizer.eos_token_id, seed)
-    shards = {}
+    shards: dict[str, dict[str, Any]] = {}
     for split, part in split_bucket(pairs, codec, settings.heldout_rate, stream.is_small).items():
-        if part.ids:
-            counts = {"documents": len(part.ids), "text_bytes": part.text_bytes, "hashes": part.hashes}
-            shards[split] = write_shard(staging / split, bucket, part.ids, shape) | counts
+        if not part.ids:
+            continue
+        shards[split] = {"documents": len(part.ids), "text_bytes": part.text_bytes, "hashes": part.hashes}
+        if split == "train" or stream.is_small:
+            shards[split] |= write_shard(staging / split, bucket, part.ids, shape_of(work, stream, bucket))
+        else:
+            path = heldout_path(work, stream, bucket)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, ids=np.concatenate(part.ids), lengths=np.array([len(one) for one in part.ids]))
     return {"shards": shards, "duplicates": len(documents) - len(pairs)}
+
+
+def shape_of(work: Work, stream: StreamPlan, bucket: int) -> Shape:
+    """What decides the rows of the shard that is named after a bucket."""
+    settings, tokenizer = work.settings, work.tokenizer
+    seed = shuffle_seed(settings.seed, stream.source, stream.language, bucket)
+    return Shape(settings.row_length, tokenizer.bos_token_id, tokenizer.eos_token_id, seed)
+
+
+def gather_heldout(work: Work, stream: StreamPlan, buckets: list[dict[str, Any]]) -> None:
+    """Write the held-out documents of a large stream's buckets, those of neighbours to one shard of a bucket's size.
+
+    The shard is named after the first of them, and in that one's record; the others' have none then.
+    """
+    numbers = [number for number, bucket in enumerate(buckets) if "heldout" in bucket["shards"]]
+    counts = [buckets[number]["shards"].pop("heldout") for number in numbers]
+    for group in bucketfuls([each["text_bytes"] for each in counts]):
+        first = numbers[group[0]]
+        documents: list[TokenIds] = []
+        for place in group:
+            with np.load(heldout_path(work, stream, numbers[place]), allow_pickle=False) as saved:
+                documents += np.split(saved["ids"], np.cumsum(saved["lengths"])[:-1])
+        buckets[first]["shards"]["heldout"] = {
+            "documents": sum(counts[place]["documents"] for place in group),
+            "text_bytes": sum(counts[place]["text_bytes"] for place in group),
+            "hashes": "".join(counts[place]["hashes"] for place in group),
+            **write_shard(work.staging(stream) / "heldout", first, documents, shape_of(work, stream, first)),
+        }
 
 
 def publish_stream(work: Work, stream: StreamPlan, read: Read, buckets: list[dict[str, Any]]) -> None:

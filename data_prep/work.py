@@ -214,6 +214,11 @@ def check_output(output: Path) -> list[Path]:
     return streams
 
 
+def bucketfuls(sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of neighbours whose text makes about a bucket together."""
+    return list(batches(range(len(sizes)), sizes.__getitem__, BUCKET_BYTES))
+
+
 def write_plan(work: Work) -> None:
     """Write the plan where `read_plan` finds it, and remove what was half done with other inputs or settings."""
     for stream in work.streams:

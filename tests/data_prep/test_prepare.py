@@ -77,6 +77,21 @@ def test_neither_workers_nor_files_nor_formats_change_a_byte(
 
 
 @pytest.mark.usefixtures("small_buckets")
+def test_held_out_documents_of_several_buckets_share_a_shard(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, rate in (("few", 0.05), ("many", 0.6)):
+        call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / name, "--heldout-rate", rate))
+    few, many = (read_manifest(stream_folder(tmp_path / name, "heldout", "own", "fao")) for name in ("few", "many"))
+    train = read_manifest(stream_folder(tmp_path / "many", "train", "own", "fao"))
+    assert len(few.shards) == 1
+    assert few.documents > 1
+    assert 1 < len(many.shards) <= many.text_bytes // 1500 + 1 < len(train.shards)
+    assert sum(shard.rows for shard in many.shards.values()) == many.rows
+    verify.verify_stream(stream_folder(tmp_path / "many", "heldout", "own", "fao"))
+
+
+@pytest.mark.usefixtures("small_buckets")
 def test_a_large_stream_is_made_in_buckets_and_loses_nothing(
     corpus: Corpus, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -95,7 +110,7 @@ def test_a_large_stream_is_made_in_buckets_and_loses_nothing(
     for split in ("train", "heldout"):
         whole, many = (stream_folder(root, split, "own", "fao") for root in (shards, tmp_path / "out"))
         assert read_back(many) == read_back(whole)
-        assert len(read_manifest(many).shards) > 1
+        assert (len(read_manifest(many).shards) > 1) == (split == "train")
         assert verify.verify_stream(many).text_bytes == read_manifest(whole).text_bytes
     call(monkeypatch, prepare.main, *arguments_of(tmp_path / "large", corpus, tmp_path / "again", "--workers", 2))
     assert tree(tmp_path / "again") == tree(tmp_path / "out")

@@ -9,7 +9,7 @@ import pytest
 from data_prep import clean, count, partition, prepare, publish, repack, train_tokenizer, work
 from data_prep.inputs import find_inputs
 from data_prep.steps import STAGES
-from mmbert.manifest import list_languages, pieces_name, shard_name
+from mmbert.manifest import list_languages
 from tests.conftest import Corpus
 from tests.data_prep.programs import (
     arguments_of,
@@ -188,8 +188,10 @@ def test_what_a_record_speaks_of_is_on_the_disk_before_it(
 
     def write_file(path: Path, content: bytes) -> None:
         values = json.loads(content)
-        shards = [(path.parents[1] / split, int(path.stem)) for split in values.get("shards", ())]
-        spoken_of = {folder / name(number) for folder, number in shards for name in (shard_name, pieces_name)}
+        staging, shards = path.parents[1], values.get("shards", ())
+        rows = {staging / "train" / f"shard.{path.stem}.{kind}" for kind in ("mds", "pieces.npy")}
+        documents = {staging / "heldout-documents" / f"{path.stem}.npz"}
+        spoken_of = {part for split in shards for part in (rows if split == "train" else documents)}
         run = {path.with_suffix(".run"), path.with_suffix(".npy")} if "quarantined" in values else set()
         assert spoken_of | run <= on_disk
         records.append(path)
@@ -200,6 +202,7 @@ def test_what_a_record_speaks_of_is_on_the_disk_before_it(
         monkeypatch.setattr(module, "write_file", write_file)
     call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "out"))
     assert {path.parent.name for path in records} == {"files", "buckets"}
+    assert {path.suffix for path in on_disk} >= {".mds", ".npz", ".run"}
 
 
 def test_a_tokenizer_that_changes_under_a_run_is_noticed(

@@ -19,13 +19,14 @@ from tests.data_prep.programs import arguments_of, call, tree
 def test_rows_of_another_length_are_those_of_a_direct_preparation(
     text: Path, corpus: Corpus, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_length: int
 ):
-    direct = tmp_path / "direct"
-    call(monkeypatch, prepare.main, *arguments_of(text, corpus, direct, "--row-length", row_length))
+    direct, held_out = tmp_path / "direct", ("--heldout-rate", 0.4)
+    call(monkeypatch, prepare.main, *arguments_of(text, corpus, direct, "--row-length", row_length, *held_out))
     first = tmp_path / "first"
-    call(monkeypatch, prepare.main, *arguments_of(text, corpus, first))
+    call(monkeypatch, prepare.main, *arguments_of(text, corpus, first, *held_out))
     monkeypatch.setattr(verify, "SHARDS", 3)
     fao = stream_folder(first, "train", "own", "fao")
     assert len(verify.parts_of(fao, read_manifest(fao))) > 2
+    assert len(read_manifest(stream_folder(first, "heldout", "own", "fao")).shards) > 1
     arguments = ["--input", first, "--output", tmp_path / "repacked", "--row-length", row_length, "--workers", 2]
     for _ in range(2):
         call(monkeypatch, repack.main, *arguments)
