@@ -27,6 +27,7 @@ from mmbert.typed import build
 FOLDER = ".prepare"  # in the output folder: plans and their logs, what is half done, what is finished
 BUCKET_BYTES = 32 * 2**20  # of text; with its ids and rows it takes about ten times that in memory
 VOLUME_BYTES = 32 * 2**30
+LAYOUT = 2  # of what is half done; another one's is begun anew
 PROGRAM = "python -m data_prep.prepare"
 RECORD = {"digest", "splits", "documents", "empty", "duplicates", "quarantined", "undivided"}  # keys of a stream's
 
@@ -133,8 +134,8 @@ class Work:
         return hashlib.sha256(json.dumps([settings, stream.digest]).encode()).hexdigest()
 
     def staging(self, stream: StreamPlan) -> Path:
-        """Folder of what is half done of a stream, made from these inputs with these settings."""
-        return self.folder / "streams" / stream.source / stream.language / self.digest(stream)[:16]
+        """Folder of what is half done of a stream, made from these inputs with these settings, laid out as now."""
+        return self.folder / "streams" / stream.source / stream.language / f"{self.digest(stream)[:16]}-{LAYOUT}"
 
     def record_path(self, stream: StreamPlan) -> Path:
         """The file that says how a finished stream was made."""

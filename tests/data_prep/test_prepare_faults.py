@@ -1,8 +1,10 @@
 """`prepare` over broken files, stopped anywhere, or started twice."""
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -109,7 +111,10 @@ def test_a_stream_of_broken_files_alone_stays_as_it_was(
 @pytest.mark.usefixtures("small_buckets")
 @pytest.mark.parametrize(
     "function, step",
-    [("make_folder", 7), ("write_file", 7), ("publish_folder", 1), ("write_shard", 7), ("write_index", 1)],
+    [
+        ("make_folder", 7), ("write_file", 7), ("publish_folder", 1), ("write_shard", 7), ("gather_heldout", 1),
+        ("write_index", 1),
+    ],
 )
 def test_a_run_that_was_stopped_anywhere_goes_on_where_it_was(
     text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, step: int
@@ -141,6 +146,26 @@ def test_a_run_that_was_stopped_anywhere_goes_on_where_it_was(
     monkeypatch.setattr(publish, function, real)
     call(monkeypatch, prepare.main, *arguments)
     assert tree(tmp_path / "killed") == tree(whole)
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_what_an_earlier_version_left_half_done_is_begun_anew(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It had no held-out documents of its own for each bucket."""
+    call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / "whole"))
+    arguments = arguments_of(text, corpus, tmp_path / "again")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "LAYOUT", work.LAYOUT - 1)
+        patch.setattr(publish, "gather_heldout", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call(monkeypatch, prepare.main, *arguments)
+    left = [*(tmp_path / "again").rglob("heldout-documents")]
+    assert left
+    for folder in left:
+        shutil.rmtree(folder)
+    call(monkeypatch, prepare.main, *arguments)
+    assert tree(tmp_path / "again") == tree(tmp_path / "whole")
 
 
 def test_two_runs_into_one_folder_are_refused(
