@@ -20,7 +20,7 @@ from mmbert.command import errors_in_one_line, local_folder
 from mmbert.manifest import REMEDY, SPLITS, Manifest, check_stream, read_manifest
 from mmbert.shards import LanguageShards
 
-SHARDS = 32  # of a stream that a worker reads at a time, 2 GB; for each part it reads the manifest again
+SHARDS = 32  # of a stream in a part, about a gigabyte; for each part the manifest is read again
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
