@@ -148,6 +148,7 @@ def test_a_finished_phase_is_left_alone(finished: tuple[Path, dict[str, Outcome]
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != "lock"}
 
 
+@pytest.mark.fault(20)
 def test_a_phase_whose_parent_was_trained_anew_is_refused_and_one_whose_parent_is_gone_is_not(
     corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
 ) -> None:

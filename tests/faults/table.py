@@ -44,7 +44,7 @@ FAULTS = {
     17: Fault("Orphans, two writers of one run", "ranks end with their launcher; a second start is refused"),
     18: Fault("Shared memory and lock files that kills leave behind", "makes none; runs beside it are left alone"),
     19: Fault("Data or configuration changed under a resume", "refuses, and shows what differs"),
-    20: Fault("Phases chained wrongly", "refuses a parent that is unfinished or has another tokenizer"),
+    20: Fault("Phases chained wrongly", "refuses a parent that is unfinished, trained anew, or of another tokenizer"),
     21: Fault("Languages that get no row, or are repeated without end", "exact rounding; caps are kept or refused"),
     22: Fault("Restart on another number of ranks or workers", "the order is a pure function; ranks only slice it"),
     23: Fault(
