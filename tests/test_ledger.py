@@ -20,8 +20,8 @@ Line = dict[str, Any]
 def record(step: int = 1, attempt: int = 1, **changed: Any) -> StepRecord:
     """A step of four rows and ten tokens."""
     whole = StepRecord(
-        attempt, step, 4 * (step - 1), 4, 10 * step, (1 << 64) - step, {"web/eng": 7, "web/fao": 3}, 0.3, {"all": 0.7},
-        1e-3, 5.0 / step, None,
+        attempt, step, 4 * (step - 1), 4, 10 * step, (1 << 64) - step, 0.3, {"all": 0.7}, 1e-3, 5.0 / step, None,
+        {"web/eng": 7, "web/fao": 3},
     )  # fmt: skip
     return replace(whole, **changed)
 

@@ -47,8 +47,8 @@ def planned_records(config: RunConfig, data: PhaseData) -> list[StepRecord]:
             streams[data.names[stream]] = streams.get(data.names[stream], 0) + 100 + (place + row) % 7
         clock += sum(streams.values())
         digest = int(row_hashes(*batch.T).sum())
-        values = (position, len(batch), clock, digest, streams)
-        records.append(StepRecord(1, step, *values, 0.1, {"large": 0.4, "small": 0.3}, 1e-3, 9.0 / step, None))
+        values = (position, len(batch), clock, digest)
+        records.append(StepRecord(1, step, *values, 0.1, {"large": 0.4, "small": 0.3}, 1e-3, 9.0 / step, None, streams))
         position += len(batch)
     return records
 

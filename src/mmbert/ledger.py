@@ -14,13 +14,13 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mmbert.atomic import fsync
-from mmbert.ledger_lines import STEP_KEYS, Event, StepRecord, parse
+from mmbert.ledger_lines import STEP_KEYS, Event, StepNumbers, StepRecord, parse
 
 log = logging.getLogger(__name__)
 
@@ -29,26 +29,14 @@ TAIL = 1 << 16  # bytes read at first to find the last line
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What is kept of a step in memory: all of a `StepRecord` but its streams.
+class Step(StepNumbers):
+    """What is kept of a step in memory.
 
     Attributes:
-        attempt ... skipped: see `StepRecord`.
         stream_tokens: sum over its streams.
         place: of its line in the file, in bytes.
     """
 
-    attempt: int
-    step: int
-    first_row: int
-    num_rows: int
-    tokens: int
-    digest: int
-    mask_rate: float
-    taus: dict[str, float]
-    learning_rate: float
-    loss: float | None
-    skipped: str | None
     stream_tokens: int
     place: int = field(default=-1, compare=False)
 
@@ -57,11 +45,6 @@ class Step:
         """Sum up a record's streams."""
         same: dict[str, Any] = {key: getattr(record, key) for key in STEP_KEYS if key != "streams"}
         return cls(**same, stream_tokens=sum(record.streams.values()), place=place)
-
-    @property
-    def last_row(self) -> int:
-        """Position after its last row."""
-        return self.first_row + self.num_rows
 
 
 @dataclass(frozen=True)
@@ -160,7 +143,7 @@ class Ledger:
     def step(self, record: StepRecord) -> None:
         """Note a step of this attempt."""
         assert record.attempt == self.attempt
-        self._note(asdict(record))
+        self._note({key: getattr(record, key) for key in STEP_KEYS})
 
     def event(self, name: str, values: dict[str, Any]) -> None:
         """Note an event of this attempt.

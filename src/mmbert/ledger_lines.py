@@ -31,8 +31,8 @@ DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # JSON has neither 
 
 
 @dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One step.
+class StepNumbers:
+    """What is told of a step but for its streams.
 
     Attributes:
         attempt: which start of the run did it, from 1 on.
@@ -40,7 +40,6 @@ class StepRecord:
         first_row, num_rows: its global batch is the rows at positions [first_row, first_row + num_rows) of the phase.
         tokens: the phase's clock after the step.
         digest: sum modulo 2^64 of `row_order.row_hashes` of the global batch.
-        streams: tokens of the step by stream, of those that have any.
         taus: by group of the mixture.
         loss: None when it is not finite.
         skipped: why no optimizer step was made; None when one was.
@@ -52,7 +51,6 @@ class StepRecord:
     num_rows: int
     tokens: int
     digest: int
-    streams: dict[str, int]
     mask_rate: float
     taus: dict[str, float]
     learning_rate: float
@@ -63,6 +61,17 @@ class StepRecord:
     def last_row(self) -> int:
         """Position after its last row."""
         return self.first_row + self.num_rows
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord(StepNumbers):
+    """One step, as its line has it.
+
+    Attributes:
+        streams: tokens of the step by stream, of those that have any.
+    """
+
+    streams: dict[str, int]
 
 
 @dataclass(frozen=True)
