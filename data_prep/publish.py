@@ -35,9 +35,13 @@ def make_large_bucket(work: Work, stream: StreamPlan, bucket: int, codec: Codec)
     documents = read_bucket(work, stream, number, bucket - volume.first_bucket)
     record = make_bucket(work, stream, bucket, documents, codec)
     train = work.staging(stream) / "train"
-    for written in (train / shard_name(bucket), train / pieces_name(bucket), heldout_path(work, stream, bucket)):
-        if written.exists():
-            fsync(written)
+    written = {
+        "train": (train / shard_name(bucket), train / pieces_name(bucket)),
+        "heldout": (heldout_path(work, stream, bucket),),
+    }
+    for split in record["shards"]:
+        for file in written[split]:
+            fsync(file)
     make_folder(path.parent)
     write_file(path, json.dumps(record).encode())
 
@@ -96,18 +100,21 @@ def gather_heldout(work: Work, stream: StreamPlan, buckets: list[dict[str, Any]]
 
     The shard is named after the first of them, and in that one's record; the others' have none then.
     """
-    numbers = [number for number, bucket in enumerate(buckets) if "heldout" in bucket["shards"]]
-    counts = [buckets[number]["shards"].pop("heldout") for number in numbers]
-    for group in bucketfuls([each["text_bytes"] for each in counts]):
-        first = numbers[group[0]]
+    held_out = {
+        number: bucket["shards"].pop("heldout")
+        for number, bucket in enumerate(buckets)
+        if "heldout" in bucket["shards"]
+    }
+    for numbers in bucketfuls({number: counts["text_bytes"] for number, counts in held_out.items()}):
+        first, parts = numbers[0], [held_out[number] for number in numbers]
         documents: list[TokenIds] = []
-        for place in group:
-            with np.load(heldout_path(work, stream, numbers[place]), allow_pickle=False) as saved:
+        for number in numbers:
+            with np.load(heldout_path(work, stream, number), allow_pickle=False) as saved:
                 documents += np.split(saved["ids"], np.cumsum(saved["lengths"])[:-1])
         buckets[first]["shards"]["heldout"] = {
-            "documents": sum(counts[place]["documents"] for place in group),
-            "text_bytes": sum(counts[place]["text_bytes"] for place in group),
-            "hashes": "".join(counts[place]["hashes"] for place in group),
+            "documents": sum(part["documents"] for part in parts),
+            "text_bytes": sum(part["text_bytes"] for part in parts),
+            "hashes": "".join(part["hashes"] for part in parts),
             **write_shard(work.staging(stream) / "heldout", first, documents, shape_of(work, stream, first)),
         }
 

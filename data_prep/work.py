@@ -6,7 +6,7 @@ that is decided by the sizes of the files, before they are read; so the result d
 """
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from operator import attrgetter
@@ -215,9 +215,9 @@ def check_output(output: Path) -> list[Path]:
     return streams
 
 
-def bucketfuls(sizes: Sequence[int]) -> list[list[int]]:
-    """Indices of neighbours whose text makes about a bucket together."""
-    return list(batches(range(len(sizes)), sizes.__getitem__, BUCKET_BYTES))
+def bucketfuls(sizes: Mapping[int, int]) -> list[list[int]]:
+    """Keys of neighbours whose text, of these bytes each, makes about a bucket together."""
+    return list(batches(sizes, sizes.__getitem__, BUCKET_BYTES))
 
 
 def write_plan(work: Work) -> None:
