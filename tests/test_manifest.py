@@ -46,6 +46,17 @@ def test_a_manifest_read_back_is_the_one_written(stream: Path):
     assert read_manifest(stream).digest == manifest.digest != replace(manifest, tokens=1).digest
 
 
+def test_a_digest_is_computed_once_and_changes_with_what_it_is_of(
+    stream: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the paper's corpora it takes seconds, and every checkpoint asks for it."""
+    manifest = read_manifest(stream)
+    digest = manifest.digest
+    monkeypatch.setattr("mmbert.manifest._digest", lambda values: "computed")
+    assert manifest.digest == digest
+    assert replace(manifest, seed=manifest.seed + 1).digest == "computed"
+
+
 @pytest.mark.fault(28)
 def test_every_changed_character_of_a_manifest_is_noticed(stream: Path):
     path = stream / "manifest.json"

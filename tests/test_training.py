@@ -157,10 +157,10 @@ def test_a_phase_whose_parent_was_trained_anew_is_refused_and_one_whose_parent_i
     runs = yaml.parent / "runs"
     assert train([yaml], record, kill_at=13).exit_code == -9
     shutil.copytree(runs / "phase2", tmp_path / "begun")
-    assert train([yaml], record).exit_code == 0
-    shutil.copytree(runs / "phase2", tmp_path / "ended")
     shutil.rmtree(runs / "phase1")
-    assert train([yaml], record).exit_code == 0
+    for _ in ("goes on", "is finished"):
+        assert train([yaml], record).exit_code == 0
+    shutil.copytree(runs / "phase2", tmp_path / "ended")
     assert train([yaml.with_name("phase1.yaml"), "optimizer.lr=0.002"], tmp_path / "anew.jsonl").exit_code == 0
     for state in ("ended", "begun"):
         shutil.rmtree(runs / "phase2")
