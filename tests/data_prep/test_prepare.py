@@ -2,6 +2,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +81,24 @@ def test_neither_workers_nor_files_nor_formats_change_a_byte(
 def test_held_out_documents_of_several_buckets_share_a_shard(
     text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    gather, hashes = publish.gather_heldout, list[str]()
+
+    def gather_heldout(planned: work.Work, stream: work.StreamPlan, buckets: list) -> None:
+        held_out = [bucket["shards"]["heldout"] for bucket in buckets if "heldout" in bucket["shards"]]
+        hashes.append("".join(counts["hashes"] for counts in held_out))
+        gather(planned, stream, buckets)
+
+    monkeypatch.setattr(publish, "gather_heldout", gather_heldout)
     for name, rate in (("few", 0.05), ("many", 0.6)):
-        call(monkeypatch, prepare.main, *arguments_of(text, corpus, tmp_path / name, "--heldout-rate", rate))
-    few, many = (read_manifest(stream_folder(tmp_path / name, "heldout", "own", "fao")) for name in ("few", "many"))
+        arguments = arguments_of(text, corpus, tmp_path / name, "--heldout-rate", rate, "--languages", "fao")
+        call(monkeypatch, prepare.main, *arguments)
+    fewer, more = (read_manifest(stream_folder(tmp_path / name, "heldout", "own", "fao")) for name in ("few", "many"))
     train = read_manifest(stream_folder(tmp_path / "many", "train", "own", "fao"))
-    assert len(few.shards) == 1
-    assert few.documents > 1
-    assert 1 < len(many.shards) <= many.text_bytes // 1500 + 1 < len(train.shards)
-    assert sum(shard.rows for shard in many.shards.values()) == many.rows
+    assert [one.documents_sha256 for one in (fewer, more)] == [sha256(one.encode()).hexdigest() for one in hashes]
+    assert len(fewer.shards) == 1
+    assert fewer.documents > 1
+    assert 1 < len(more.shards) <= more.text_bytes // 1500 + 1 < len(train.shards)
+    assert sum(shard.rows for shard in more.shards.values()) == more.rows
     verify.verify_stream(stream_folder(tmp_path / "many", "heldout", "own", "fao"))
 
 
