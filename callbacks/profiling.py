@@ -23,8 +23,9 @@ from callbacks.mask_ratio import MaskRatio
 from mmbert.atomic import make_folder
 from mmbert.command import errors_in_one_line
 from mmbert.config import load_config
+from mmbert.device import device_of
 from mmbert.stop_request import StopRequest
-from mmbert.trainer import Phase, build_trainer, device_of
+from mmbert.trainer import Phase, build_trainer
 
 STEP = (MaskRatio, LanguageTemperature, LearningRate, DropoutSeed, FiniteSteps)  # what belongs to a step
 WARMUP_STEPS = 3  # compilation, the optimizer's state, the allocator

@@ -6,9 +6,10 @@ from time import monotonic
 import torch
 from composer import Callback, Logger, State
 
+from mmbert.device import device_of
 from mmbert.device_peaks import peak_flops
 from mmbert.flops import training_flops
-from mmbert.trainer import Phase, device_of
+from mmbert.trainer import Phase
 
 
 @dataclass

@@ -93,6 +93,16 @@ def test_flash_attention_is_refused_on_a_gpu_that_is_too_old(
     assert attention._obstacle("cpu") is None
 
 
+def test_torchs_own_kernels_are_refused_on_amd_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "flash_attn", lambda: None)
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    own: tuple[Kernel, ...] = ("torch_flash", "torch_varlen")
+    for kernel in own:
+        with pytest.raises(ValueError, match="wrongly on AMD GPUs in several versions, install flash_attn; or set"):
+            resolve_kernel(kernel, "cuda")
+    assert resolve_kernel("auto", "cuda") == "flash_attn"
+
+
 def test_what_the_first_batch_would_refuse_is_refused_before_a_run_begins(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

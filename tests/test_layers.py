@@ -13,7 +13,7 @@ LAYERS = [
     | {"page_style", "merge_config"},
     {"model", "attention", "banded_attention", "linear", "rope", "geglu", "linear_cross_entropy", "head_kernel"}
     | {"tokenizer", "manifest", "shards", "mds_samples", "heldout", "checkpoint_files", "object_store", "remote_rows"}
-    | {"merging"},
+    | {"merging", "device"},
     {"trainer", "mlm", "optim", "data", "batch_memory", "ranks", "checkpoint", "ledger", "ledger_lines"}
     | {"ledger_audit", "scores", "validation", "loggers", "finished", "untrained_run"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}

@@ -101,6 +101,16 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_told_once(yaml: Path, capfd:
     assert refused([str(yaml), validation, "model.vocab_size=999"], capfd).count("model.vocab_size = 999 must be") == 1
 
 
+def test_a_gpu_that_torch_does_not_see_is_named_before_the_cpu_is_taken(
+    yaml: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("mmbert.device.DEVICE_FILES", tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert "device = auto: this machine has NVIDIA GPUs (nvidia0)" in refused([str(yaml), "device=auto"], capfd)
+
+
 @pytest.mark.parametrize("rule", ["keep=1000000000000", "keep_every=1"])
 def test_a_disk_without_room_for_the_checkpoints_is_named(
     yaml: Path, capfd: pytest.CaptureFixture[str], rule: str

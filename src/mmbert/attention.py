@@ -165,6 +165,9 @@ def _obstacle(kernel: Kernel) -> str | None:
     """Why this environment cannot run `kernel`, and the remedy; None if it can."""
     if kernel in PACKAGES and (obstacle := _package_obstacle(*PACKAGES[kernel])):
         return obstacle
+    if kernel in ("torch_varlen", "torch_flash") and torch.version.hip:
+        # its mha_varlen_fwd_aot drops the window in some versions, and took "none" for one in later ones (pull 173469)
+        return "torch's own FlashAttention computes windows wrongly on AMD GPUs in several versions, install flash_attn"
     if kernel == "torch_varlen":
         module = "torch.nn.attention.varlen"
         if find_spec(module) is None or "window_size" not in signature(import_module(module).varlen_attn).parameters:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer import Algorithm, Callback, Event, Logger, State, Time, Timestamp, Trainer
 from composer.core import Precision
 from composer.utils import reproducibility
@@ -27,6 +26,7 @@ from mmbert.checkpoint import (
 )
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
+from mmbert.device import check_device, device_of
 from mmbert.finished import check_identity, check_parent
 from mmbert.heldout import check_validation
 from mmbert.identity import encoder_changes, recipe
@@ -42,11 +42,6 @@ from mmbert.run_lock import hold_run, sole_writer
 from mmbert.tokenizer import Tokenizer, tokenizer_of_run
 
 log = logging.getLogger(__name__)
-
-def device_of(config: RunConfig) -> str:
-    """"cpu" or "gpu"."""
-    return config.device if config.device != "auto" else ("gpu" if torch.cuda.is_available() else "cpu")
-
 
 @dataclass(frozen=True)
 class Phase:
@@ -70,8 +65,7 @@ class Phase:
             FileNotFoundError, ValueError, OSError: one line that names the key or file, the value and the remedy.
         """
         check_open_files(config)
-        if config.device == "gpu" and not torch.cuda.is_available():
-            raise ValueError("device = gpu, but torch finds no GPU here: write device: cpu, or mend the driver")
+        check_device(config)
         device = device_of(config)
         if device == "gpu":
             check_c_compiler()

@@ -17,6 +17,7 @@ from mmbert.attention import check_kernel
 from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
+from mmbert.device import check_device, device_of, why_no_gpu
 from mmbert.heldout import check_validation
 from mmbert.model import MmBertForMaskedLM
 from mmbert.plan.numbers import count_checkpoints
@@ -61,10 +62,10 @@ def check_gpus(place: Place, wanted: int) -> None:
     """
     seen, wanted = torch.cuda.device_count(), max(wanted, place.local_world_size)
     if seen < wanted:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES')!r}" if seen else why_no_gpu()
         raise ValueError(
-            f"{seen} GPUs are seen, {wanted} are needed (CUDA_VISIBLE_DEVICES is {visible!r}): ask for them in the "
-            "job, and look at `nvidia-smi` there"
+            f"{seen} GPUs are seen, {wanted} are needed ({why}): ask for them in the job, and look at `nvidia-smi` "
+            "there"
         )
     try:
         torch.ones(1, device=f"cuda:{place.local_rank}").sum().item()
@@ -173,6 +174,8 @@ def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
         checks += [lambda: check_gpus(place, gpus)]
         checks += [check_shared_memory] if place.local_world_size > 1 else []
         checks += [check_c_compiler] if place.local_rank == 0 else []
+    else:
+        checks += [lambda: check_device(config)]
     if place.local_rank == 0:
         checks += [lambda: check_validation(config, tokenizer()), check_caches]
         checks += [lambda: check_kernel(config.model.attention, on_gpu, config.precision)]
@@ -183,4 +186,4 @@ def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
 
 def on_gpus(config: RunConfig, gpus: int) -> bool:
     """Whether the run will compute on GPUs, or is meant to."""
-    return config.device == "gpu" or (config.device == "auto" and (gpus > 0 or torch.cuda.is_available()))
+    return device_of(config) == "gpu" or (config.device == "auto" and gpus > 0)
