@@ -1,5 +1,5 @@
 # Every target makes the environment it needs. `make help` lists them.
-PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),python3)
+PYTHON ?= $(or $(shell command -v python3.11),$(shell command -v python3.12),$(shell command -v python3.13),python3)
 BIN := .venv/bin
 # bash stops a recipe at the first command that fails, also inside a loop or a pipe
 SHELL := bash
@@ -22,9 +22,9 @@ help:  ## list the targets
 env: .venv/.installed  ## make .venv with everything in requirements.txt, at the versions of requirements.lock
 
 .venv/.installed: requirements.txt requirements.lock pyproject.toml
-	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; name Python 3.11 or 3.12: make PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "error: Python 3.11 or 3.12 is needed; name one: make PYTHON=..." >&2; exit 1; }
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; name Python 3.11, 3.12 or 3.13: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
 	@touch $@

@@ -124,7 +124,7 @@ import os, resource, mmbert.processes
 from mmbert.processes import open_files_allowed
 mmbert.processes.ENOUGH_FILES = {enough}
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-print(open_files_allowed(), open_files_allowed(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(open_files_allowed(), open_files_allowed(), *resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
 if not os.fork():
     print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
