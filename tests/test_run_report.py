@@ -213,6 +213,17 @@ def test_without_manifests_the_plan_is_the_checkpoints_own(run: Path, tmp_path: 
     assert phase.audit.strange is None
 
 
+def test_of_a_run_that_one_may_only_read_the_report_goes_elsewhere(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, value: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))  # root may write anywhere
+
+    monkeypatch.setattr(program, "write_json", refuse)
+    with pytest.raises(SystemExit, match=f"^error: {run}: Permission denied; name another folder with --output"):
+        program.main([str(run)])
+
+
 def test_before_the_first_checkpoint_and_with_a_torn_line(run: Path) -> None:
     for checkpoint in run.glob("step-*"):
         shutil.rmtree(checkpoint)

@@ -26,9 +26,10 @@ from mmbert.data import PhaseData
 from mmbert.ledger import RunHistory, Step, read_ledger
 from mmbert.masking import UInt64
 from mmbert.mixture import Group, Integers
+from mmbert.remote_rows import find_manifests
 from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
-from mmbert.tokenizer import load_tokenizer
+from mmbert.streams import mixture_streams
 from mmbert.typed import build
 
 SAME = ("first_row", "num_rows", "tokens", "digest")  # of a step, however often it is done
@@ -72,18 +73,19 @@ class Planned:
 
     @classmethod
     def open(cls, saved: Saved, data_root: str | None) -> "Planned":
-        """Read the manifests.
+        """Read the manifests; neither the shards beside them nor the tokenizer need be there any more.
 
         Args:
-            data_root: where the shards are now, if not where the run read them.
+            data_root: where the manifests are now, if not where the run read them.
 
         Raises:
-            FileNotFoundError, ValueError: the shards are not there, or not those that the run read.
+            FileNotFoundError, ValueError: they are not there, or not those of the shards that the run read.
         """
         config, state = saved.config, saved.state
         if data_root is not None:
             config = replace(config, data=config.data.moved_to(data_root), validation=None)
-        data = PhaseData.open(config, load_tokenizer(Path(config.tokenizer)))
+        streams, groups = mixture_streams(config)
+        data = PhaseData(tuple(map("/".join, streams)), *find_manifests(config.data, streams)[:2], groups)
         for name, digest in data.digests().items():
             if state["identity"].get(f"shards.{name}") != digest:
                 raise ValueError(

@@ -259,13 +259,25 @@ def find_rows(
         OSError, ValueError: a stream is missing, empty, or was made with another tokenizer or row length; or the object
             store cannot be read.
     """
-    root, remote = place_of(data.root, data)
-    folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
+    is_whole = is_whole and not is_remote(data.root)
 
     def check(folder: Path) -> Manifest:
-        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole and not remote)
+        return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole)
 
-    return folders, remote.open_streams(folders, check) if remote else tuple(map(check, folders)), remote
+    return find_manifests(data, streams, check)
+
+
+def find_manifests(
+    data: DataConfig, streams: Sequence[tuple[str, str]], read: Callable[[Path], Manifest] = read_manifest
+) -> tuple[tuple[Path, ...], tuple[Manifest, ...], RemoteRows | None]:
+    """The same of rows that need not be there, nor be those of some tokenizer; `read` is given each stream's folder.
+
+    Raises:
+        OSError, ValueError: a manifest is missing or broken, or the object store cannot be read.
+    """
+    root, remote = place_of(data.root, data)
+    folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
+    return folders, remote.open_streams(folders, read) if remote else tuple(map(read, folders)), remote
 
 
 class Prefetcher:

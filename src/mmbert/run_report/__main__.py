@@ -35,9 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         phases = in_order(
             [read_phase(folder, options.data_root, options.quick) for folder in phase_folders(options.run)]
         )
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / "run_report.json", {"phases": [as_json(phase) for phase in phases]})
-        write_file(output / "run_report.html", render_page(phases).encode())
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            write_json(output / "run_report.json", {"phases": [as_json(phase) for phase in phases]})
+            write_file(output / "run_report.html", render_page(phases).encode())
+        except PermissionError as error:  # somebody else's run, say
+            raise PermissionError(f"{output}: {error.strerror}; name another folder with --output") from None
     for phase in phases:
         print(*summarise(phase), sep="\n")
     print(f"Written: {output / 'run_report.html'} and .json")
