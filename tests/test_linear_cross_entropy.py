@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -124,6 +125,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 8e-3)):
 """
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton, which a torch without CUDA may lack")
 def test_the_gpus_kernel_computes_the_same_in_tritons_interpreter() -> None:
     """Several blocks of the vocabulary, the last not full; a process of its own, for Triton is told as it is loaded."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}
