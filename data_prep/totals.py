@@ -13,8 +13,9 @@ def few(names: Sequence[str]) -> str:
 
 def undivided_line(paths: Sequence[str]) -> str:
     """What to do about .txt files that were taken as one document for want of a blank line."""
+    named = few([path.encode(errors="backslashreplace").decode() for path in paths])  # a name may be no UTF-8
     return (
-        f"{len(paths)} .txt files have no blank line, and each was taken as one document: {few(paths)}; blank lines "
+        f"{len(paths)} .txt files have no blank line, and each was taken as one document: {named}; blank lines "
         "tell documents apart: if each line is one, put them in (sed G); else give --whole-txt"
     )
 

@@ -158,7 +158,7 @@ def test_a_large_txt_without_a_blank_line_is_named(
     folder = tmp_path / "text" / "fao"
     folder.mkdir(parents=True)
     lines = [text.strip() for text in documents_of("fao")]
-    (folder / "lines.txt").write_text("\n".join(lines[:20]) + "\n\n")
+    (folder / "lign\udce9s.txt").write_text("\n".join(lines[:20]) + "\n\n")  # in Latin-1, as an old archive has it
     (folder / "divided.txt").write_text("\n\n".join(lines[20:40]))
     (folder / "short.txt").write_text(lines[40][:400])
     write_jsonl(folder / "one.jsonl", [" ".join(lines)])
@@ -166,7 +166,8 @@ def test_a_large_txt_without_a_blank_line_is_named(
     for _ in range(2):  # it is told again when nothing is left to do
         assert call(monkeypatch, prepare.main, *arguments) == 0
         assert (
-            f"1 .txt files have no blank line, and each was taken as one document: {folder}/lines.txt; blank lines tell"
+            "1 .txt files have no blank line, and each was taken as one document: "
+            rf"{folder}/lign\udce9s.txt; blank lines tell"
         ) in capsys.readouterr().out
     call(monkeypatch, prepare.main, *arguments, "--whole-txt")
     assert "no blank line" not in capsys.readouterr().out
