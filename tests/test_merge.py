@@ -191,6 +191,11 @@ def test_a_merge_is_no_phase(tmp_path: Path) -> None:
         load_config(write(tmp_path, MEAN))
 
 
+def test_a_phase_is_no_merge() -> None:
+    with pytest.raises(ValueError, match=r"demo/phase1\.yaml is no merge but a phase: composer main\.py yamls/demo"):
+        load_merge("yamls/demo/phase1.yaml")
+
+
 # ------------------------------------------------------------------------------------------- again, and half-way
 @pytest.mark.parametrize("method", [TIES, MEAN])
 def test_the_same_command_again_does_nothing(

@@ -117,7 +117,10 @@ def load_merge(path: str | Path, overrides: Sequence[str] = ()) -> MergeConfig:
     Raises:
         FileNotFoundError, ValueError: one line that names the key or file, the value and the remedy.
     """
-    return build_config(MergeConfig, read_yaml(Path(path)), path, overrides)
+    tree = read_yaml(Path(path))
+    if "duration" in tree:
+        raise ValueError(f"{path} is no merge but a phase: composer main.py {path}")
+    return build_config(MergeConfig, tree, path, overrides)
 
 
 def of_merges(overrides: Sequence[str]) -> list[str]:
