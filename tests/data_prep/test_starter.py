@@ -238,7 +238,7 @@ def test_make_data_refuses_input_and_output_before_it_fetches_a_tokenizer(tmp_pa
     if output == "mytext":
         (tmp_path / "mytext").mkdir()
         write_jsonl(tmp_path / "mytext" / "fao.jsonl", ["beda"])
-    program = f'#!/bin/sh\n[ "$2" != data_prep.gemma2 ] || echo fetched\nexec {sys.executable} "$@"\n'
+    program = f'#!/bin/sh\n[ "$2" != data_prep.gemma2 ] || echo fetched\nexec "{sys.executable}" "$@"\n'
     (tmp_path / "python").write_text(program)
     (tmp_path / "python").chmod(0o755)
     words = ["make", "-s", "-o", "env", "data", f"BIN={tmp_path}", "GEMMA2=" + str(tmp_path / "gemma2")]
