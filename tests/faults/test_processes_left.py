@@ -114,7 +114,7 @@ def test_ranks_whose_launcher_is_killed_save_their_step_and_end(
     corpus: Corpus, two_ranks: Path, tmp_path: Path, log: Path
 ) -> None:
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
-    launcher = launch(f"{sys.executable} -m mmbert.launch --nproc 2", tmp_path, yaml, log)
+    launcher = launch(f"{shlex.quote(sys.executable)} -m mmbert.launch --nproc 2", tmp_path, yaml, log)
     wait_for_ranks(tmp_path, launcher)
     launcher.kill()
     launcher.wait()
@@ -134,7 +134,7 @@ def test_ranks_that_are_not_told_train_on_after_their_launcher_was_killed(
 ) -> None:
     """Composer's launcher is killed, and its ranks train on to the end with nobody to stop them."""
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
-    composer = f"{sys.executable} -m composer.cli.launcher -n 2"
+    composer = f"{shlex.quote(sys.executable)} -m composer.cli.launcher -n 2"
     launcher = launch(composer, tmp_path, yaml, log, more="without_parent_signal()")
     wait_for_ranks(tmp_path, launcher)
     launcher.kill()
