@@ -19,7 +19,7 @@ from tests.training_runs import PRELOADED, prepare
 
 ROOT = Path(__file__).parents[2]
 OURS = f"{shlex.quote(sys.executable)} -m mmbert.launch --nproc 2 main.py"
-COMPOSERS = f"{Path(sys.executable).with_name('composer')} -n 2 main.py"
+COMPOSERS = f"{shlex.quote(str(Path(sys.executable).with_name('composer')))} -n 2 main.py"
 LONG = ["duration=1M", "logging.interval_batches=1", "device_train_microbatch_size=1"]
 STOPPED = 85
 
