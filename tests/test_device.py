@@ -34,7 +34,7 @@ def test_auto_refuses_the_cpu_of_a_machine_with_a_gpu_that_torch_does_not_see(
         check_device(config)
     assert str(refusal.value) == (
         "device = auto: this machine has NVIDIA GPUs (nvidia0), but torch finds none: The NVIDIA driver on your system "
-        "is too old. Mend that, or write device: cpu"
+        "is too old; mend that, or write device: cpu"
     )
 
 

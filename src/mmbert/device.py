@@ -46,5 +46,5 @@ def why_no_gpu() -> str:
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return f"{str(error).splitlines()[0]} Mend that"
+        return f"{str(error).splitlines()[0].rstrip('.')}; mend that"
     return f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES')!r}; let it name one"

@@ -43,6 +43,7 @@ from mmbert.tokenizer import Tokenizer, tokenizer_of_run
 
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class Phase:
     """A phase before training: its configuration, tokenizer and streams, all checked, and its folder held.
