@@ -1,4 +1,5 @@
 """A run computes where it was told to, and no GPU lies idle unsaid."""
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,4 @@ def test_the_gpu_is_taken_where_torch_sees_one(config: RunConfig, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     check_device(config)
     assert device_of(config) == "gpu"
+    assert device_of(replace(config, device="cpu")) == "cpu"
