@@ -1,4 +1,5 @@
 """A run computes where it was told to, and no GPU lies idle unsaid."""
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,19 +24,24 @@ def config(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     return load_config(prepare(tmp_path / "it", corpus), ["device=auto"])
 
 
-def without_driver() -> None:
-    raise RuntimeError("The NVIDIA driver on your system is too old.\nPlease update")
+def fails_with(reason: str) -> Callable[[], None]:
+    """A torch.cuda.init of that fate."""
+
+    def init() -> None:
+        raise RuntimeError(reason)
+
+    return init
 
 
 def test_auto_refuses_the_cpu_of_a_machine_with_a_gpu_that_torch_does_not_see(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "init", without_driver)
+    monkeypatch.setattr(torch.cuda, "init", fails_with("The NVIDIA driver on your system is too old.\nPlease update"))
     with pytest.raises(ValueError) as refusal:
         check_device(config)
     assert str(refusal.value) == (
-        "device = auto: this machine has NVIDIA GPUs (nvidia0), but torch finds none: The NVIDIA driver on your system "
-        "is too old; mend that, or write device: cpu"
+        "device = auto: this machine has NVIDIA GPUs (nvidia0), but torch finds no GPU here: The NVIDIA driver on "
+        "your system is too old (CUDA_VISIBLE_DEVICES is None); mend that, or write device: cpu"
     )
 
 
@@ -43,16 +49,17 @@ def test_a_torch_without_cuda_is_named_as_the_cause(config: RunConfig, monkeypat
     """As PyPI's torch 2.7.0 is on a Grace Hopper machine."""
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None)
-    with pytest.raises(ValueError, match=r"finds none: torch 2\..* was built without CUDA, .*; install another"):
+    with pytest.raises(ValueError, match=r"finds no GPU here: torch 2\..* was built without CUDA, .*A newer torch"):
         check_device(config)
 
 
 def test_a_gpu_that_the_environment_does_not_name_is_told_with_the_variable(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "init", fails_with("No CUDA GPUs are available"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    with pytest.raises(ValueError, match="finds none: CUDA_VISIBLE_DEVICES is '7'; let it name one, or write device"):
+    told = r"no GPU here: No CUDA GPUs are available \(CUDA_VISIBLE_DEVICES is '7'\); mend that, or write device: cpu$"
+    with pytest.raises(ValueError, match=told):
         check_device(config)
 
 

@@ -72,11 +72,13 @@ def test_every_fault_is_told_at_once_with_the_nodes_name(
     monkeypatch.setenv("TRITON_CACHE_DIR", "/proc/cache")
     monkeypatch.setattr(checks, "SHARED_MEMORY_BYTES", 1 << 60)
     monkeypatch.setattr(checks, "check_c_compiler", no_compiler)
+    monkeypatch.setattr(checks, "why_no_gpu", lambda: "old")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     told = refused([str(yaml), "device=gpu", "max_seq_len=128", "--gpus", "3"], capfd).splitlines()
     assert len(told) == 5
     assert "n7: " in told[0]
     assert "row_length is 64, the run wants 128" in told[0]
-    assert told[1].startswith("preflight: n7: 0 GPUs are seen, 3 are needed")
+    assert told[1].startswith("preflight: n7: 0 GPUs are seen, 3 are needed (CUDA_VISIBLE_DEVICES is None; torch: old)")
     assert told[2] == "preflight: n7: no C compiler"
     assert told[3].startswith("preflight: n7: TRITON_CACHE_DIR = /proc/cache cannot be written")
     assert told[4].startswith("preflight: n7: precision = fp32: attention: ")

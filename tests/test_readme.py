@@ -22,6 +22,23 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
+def test_headings_that_are_linked_to_exist(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text()):
+        linked = (page.parent / target if target else page).read_text()
+        headings = re.findall(r"^#+ (.+)$", linked, re.MULTILINE)
+        names = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in names, f"{page} links to {target}#{anchor}"
+
+
+def test_the_pythons_that_are_named_are_those_that_may_be_installed() -> None:
+    assert 'requires-python = ">=3.11,<3.14"' in Path("pyproject.toml").read_text()
+    makefile = Path("Makefile").read_text()
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in makefile
+    for text in (makefile, Path("README.md").read_text()):
+        assert "Python 3.11, 3.12 or 3.13" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_programs_and_targets_exist(page: Path) -> None:
     text = page.read_text()
     targets = set(re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), re.MULTILINE))

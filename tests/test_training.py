@@ -315,7 +315,8 @@ def test_a_gpu_that_torch_does_not_see_is_told_before_a_run_begins(
 
     write_yamls(tmp_path, corpus)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match=r"^error: device = gpu, but torch finds no GPU here: .* or write device"):
+    told = r"^error: device = gpu, but torch finds no GPU here: .*; mend that, or write device: cpu$"
+    with pytest.raises(SystemExit, match=told):
         main([str(tmp_path / "phase1.yaml"), "device=gpu"])
 
 

@@ -26,25 +26,29 @@ def check_device(config: RunConfig) -> None:
     """
     if torch.cuda.is_available():
         return
-    if config.device == "gpu":
-        raise ValueError(f"device = gpu, but torch finds no GPU here: {why_no_gpu()}, or write device: cpu")
     files = sorted(path.name for path in DEVICE_FILES.glob("nvidia[0-9]*"))
-    if config.device == "auto" and files and os.environ.get("CUDA_VISIBLE_DEVICES") not in HIDDEN:
-        raise ValueError(
-            f"device = auto: this machine has NVIDIA GPUs ({', '.join(files)}), but torch finds none: {why_no_gpu()}, "
-            "or write device: cpu"
-        )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if config.device == "gpu":
+        asked = "device = gpu"
+    elif config.device == "auto" and files and visible not in HIDDEN:
+        asked = f"device = auto: this machine has NVIDIA GPUs ({', '.join(files)})"
+    else:
+        return
+    raise ValueError(
+        f"{asked}, but torch finds no GPU here: {why_no_gpu()} (CUDA_VISIBLE_DEVICES is {visible!r}); mend that, or "
+        "write device: cpu"
+    )
 
 
 def why_no_gpu() -> str:
-    """Why torch sees none, and the remedy."""
+    """Why torch sees none."""
     if torch.version.cuda is None and torch.version.hip is None:
         return (
-            f"torch {torch.__version__} was built without CUDA, as PyPI's before 2.11 is for ARM; install another "
-            '(docs/operations.md, "A newer torch")'
+            f"torch {torch.__version__} was built without CUDA, as PyPI's before 2.11 is for ARM; another one is "
+            'installed as docs/operations.md has it, "A newer torch"'
         )
     try:
         torch.cuda.init()
     except RuntimeError as error:
-        return f"{str(error).splitlines()[0].rstrip('.')}; mend that"
-    return f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES')!r}; let it name one"
+        return str(error).splitlines()[0].rstrip(".")
+    return "it does not say why"

@@ -85,7 +85,8 @@ class Planned:
         if data_root is not None:
             config = replace(config, data=config.data.moved_to(data_root), validation=None)
         streams, groups = mixture_streams(config)
-        data = PhaseData(tuple(map("/".join, streams)), *find_manifests(config.data, streams)[:2], groups)
+        folders, manifests, remote = find_manifests(config.data, streams)
+        data = PhaseData(tuple(map("/".join, streams)), folders, manifests, groups, remote)
         for name, digest in data.digests().items():
             if state["identity"].get(f"shards.{name}") != digest:
                 raise ValueError(

@@ -62,10 +62,11 @@ def check_gpus(place: Place, wanted: int) -> None:
     """
     seen, wanted = torch.cuda.device_count(), max(wanted, place.local_world_size)
     if seen < wanted:
-        why = f"CUDA_VISIBLE_DEVICES is {os.environ.get('CUDA_VISIBLE_DEVICES')!r}" if seen else why_no_gpu()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        reason = "" if seen else f"; torch: {why_no_gpu()}"
         raise ValueError(
-            f"{seen} GPUs are seen, {wanted} are needed ({why}): ask for them in the job, and look at `nvidia-smi` "
-            "there"
+            f"{seen} GPUs are seen, {wanted} are needed (CUDA_VISIBLE_DEVICES is {visible!r}{reason}): ask for them in "
+            "the job, and look at `nvidia-smi` there"
         )
     try:
         torch.ones(1, device=f"cuda:{place.local_rank}").sum().item()
