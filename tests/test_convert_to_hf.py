@@ -103,6 +103,7 @@ def test_converted_model_gives_the_same_logits(save_run: Run, tmp_path: Path, th
         "checkpoint": str(run / STEP),
         "checkpoint_sha256": sha256_of(run / STEP / "manifest.json"),
         "model_sha256": sha256_of(run / "hf" / "model.safetensors"),
+        "card_sha256": sha256_of(run / "hf" / "README.md"),
         "tokens": 4096,
     }
 

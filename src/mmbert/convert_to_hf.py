@@ -25,7 +25,9 @@ from mmbert.checkpoint_files import write_tensors
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
 from mmbert.file_contents import sha256_of
+from mmbert.json_files import read_json
 from mmbert.model import MmBertForMaskedLM
+from mmbert.model_card import model_card
 from mmbert.published_model import CARRIED
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.typed import build
@@ -37,7 +39,7 @@ theta, a window one token too narrow, another norm_eps or another gelu differ by
 DOCUMENT_LENGTHS = (1, 63, 64, 65, 129, 300)
 """Tokens of the compared documents: both sides of the 64 keys that a local layer sees each way, and beyond."""
 
-RECORD = "conversion.json"
+RECORD, CARD = "conversion.json", "README.md"
 FORMAT = "4.57.2"
 """transformers' version whose form config.json has. Of a local folder that names one from 4.57.3 to 4.57.6 those
 releases say that its tokenizer is a broken one of Mistral's, whatever it is."""
@@ -171,15 +173,38 @@ def load_checkpoint(checkpoint: Path, tokenizer_folder: Path | None) -> tuple[Mm
     return model, tokenizer
 
 
+def read_record(output: Path) -> dict[str, Any]:
+    """What an older conversion said of itself; empty where that is missing or broken."""
+    try:
+        return read_json(output / RECORD, "mmbert.convert_to_hf")
+    except (OSError, ValueError):
+        return {}
+
+
 def is_up_to_date(checkpoint: Path, output: Path) -> bool:
     """Whether `output` was converted from this very checkpoint, and its weights are as they were written."""
+    record = read_record(output)
     try:
-        record = json.loads((output / RECORD).read_text())
         model_sha256 = sha256_of(output / "model.safetensors")
-    except (OSError, ValueError):
+    except OSError:
         return False
     inputs = (record.get("checkpoint_sha256"), record.get("model_sha256"))
     return inputs == (sha256_of(checkpoint / "manifest.json"), model_sha256)
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuse a folder that this program did not write, or whose model card somebody wrote in since.
+
+    Raises:
+        ValueError: says which, and the remedy.
+    """
+    if not output.exists():
+        return
+    if not (output / RECORD).is_file():
+        raise ValueError(f"--output {output} exists and holds no {RECORD}: not written by this program; name another")
+    card = output / CARD
+    if card.is_file() and sha256_of(card) != read_record(output).get("card_sha256"):
+        raise ValueError(f"{card} was changed, and would be replaced; move it away, or give another --output")
 
 
 def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None) -> float:
@@ -197,8 +222,7 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
         OSError, ValueError: an input is missing or unfit, `output` is something else, the logits differ, or the disk is
             full.
     """
-    if output.exists() and not (output / RECORD).is_file():
-        raise ValueError(f"--output {output} exists and holds no {RECORD}: not written by this program; name another")
+    check_replaceable(output)
     model, tokenizer = load_checkpoint(checkpoint, tokenizer_folder)
     with partial_folder(output) as partial:
         write_config(huggingface_config(model.config, tokenizer), partial)
@@ -206,11 +230,15 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
         write_tensors(partial / "model.safetensors", weights)
         write_tokenizer(tokenizer, partial, model.config.max_position_embeddings)
         difference = check_logits(model, partial, tokenizer, checkpoint, output)
+        mask_token = tokenizer.backend.id_to_token(tokenizer.mask_token_id)
+        card = model_card(checkpoint, model.config, mask_token, output.name)
+        (partial / CARD).write_text(card, encoding="utf-8")
         record = {
             "hf_max_logit_difference": difference,
             "checkpoint": str(checkpoint),
             "checkpoint_sha256": sha256_of(checkpoint / "manifest.json"),
             "model_sha256": sha256_of(partial / "model.safetensors"),
+            "card_sha256": sha256_of(partial / CARD),
             "tokens": read_state(checkpoint)["tokens"],
         }
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
