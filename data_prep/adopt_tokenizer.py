@@ -3,8 +3,9 @@
     python -m data_prep.adopt_tokenizer its/folder data/my-tokenizer
 
 Its vocabulary and ids stay as they are, and so do the names of its tokens: ModernBERT's `[MASK]`, for one, is still
-called so. In some of Gemma 2's published files, for one, `<mask>` has its id but is no special token, and no file of
-transformers names it as the mask token; and the template has no `<eos>`.
+called so. A Unigram model, XLM-R's for one, makes a special token of every text that spells it; here it no longer does,
+by these tokens' scores. In some of Gemma 2's published files, for one, `<mask>` has its id but is no special token, and
+no file of transformers names it as the mask token; and the template has no `<eos>`.
 """
 import argparse
 import json
@@ -30,6 +31,11 @@ def template(post_processor: dict[str, Any] | None, of: str = "single") -> str:
     return " ".join(next(iter(piece.values()))["id"] for piece in post_processor[of])
 
 
+def pieces(spec: dict[str, Any]) -> list[list[Any]]:
+    """Pieces and scores of a Unigram model; no other has scores."""
+    return list(spec["model"]["vocab"]) if spec["model"].get("type") == "Unigram" else []
+
+
 def changes(source: Path, target: Path) -> list[str]:
     """What differs between two tokenizer folders, one line each."""
     before, after = (read(folder / "tokenizer.json") for folder in (source, target))
@@ -38,6 +44,10 @@ def changes(source: Path, target: Path) -> list[str]:
         (f"{token['content']} (id {token['id']}): {key}", entries[token["content"]].get(key), value)
         for token in after["added_tokens"]
         for key, value in token.items()
+    ]
+    pairs += [
+        (f"{piece}: score", score, now)
+        for (piece, score), (_, now) in zip(pieces(before), pieces(after), strict=True)
     ]
     wrapped, wraps = before.get("post_processor"), after["post_processor"]
     pairs.append(("template", template(wrapped), template(wraps)))

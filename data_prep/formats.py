@@ -149,8 +149,10 @@ def read_csv(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)
     rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
     try:
-        if not rows.fieldnames:
+        if rows.fieldnames is None:
             raise BrokenInputError(f"{path} has no column {text_key!r}, for it is empty: fill it, or remove it")
+        if not rows.fieldnames:
+            raise BrokenInputError(f"{path}:1 is blank, and must name the columns: remove this line")
         if text_key not in rows.fieldnames:
             heads = in_short(", ".join(rows.fieldnames))
             raise BrokenInputError(
@@ -182,7 +184,7 @@ def read_parquet(path: str, stream: BinaryIO, text_key: str) -> Iterator[str]:
         raise BrokenInputError(f"{path} has no column {text_key!r} of strings, but one of {kind}: write it as strings")
     check_alone(path, names, text_key)
     for batch in table.iter_batches(BATCH_ROWS, columns=[text_key], use_threads=False):
-        yield from (text or "" for text in batch.column(0).to_pylist())
+        yield from (text or "" for text in batch.column(text_key).to_pylist())
 
 
 def check_alone(path: str, heads: Sequence[str], text_key: str) -> None:

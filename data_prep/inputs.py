@@ -1,5 +1,6 @@
 """Which files hold the text of which stream: a folder of one language, or a tree of many."""
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmbert.manifest import NAME
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 EXPANSION = {"gzip": 4, "zstd": 4, ".parquet": 3}  # about how much larger text is than its file
+PART = re.compile(r"[-_][0-9]+[-_]of[-_][0-9]+$")
 STAMPS = ("mtime", "ETag", "etag", "blob_id", "LastModified", "last_modified", "created")
 
 Stream = tuple[str, str]  # source, language
@@ -174,9 +176,12 @@ def stamp_of(path: str, details: dict[str, Any]) -> str:
 
 
 def language_of(relative: str, path: str) -> str:
-    """The canonical language that the first part of a path names; ValueError names the file."""
+    """The canonical language that the first part of a path names; ValueError names the file.
+
+    `isl-00000-of-00003.jsonl`, as datasets names the parts of a file, is of isl.
+    """
     first, _, rest = relative.partition("/")
-    name = (first if rest else first.partition(".")[0]).removeprefix("lang=")
+    name = (first if rest else PART.sub("", first.partition(".")[0])).removeprefix("lang=")
     try:
         return canonical(name)
     except ValueError as error:

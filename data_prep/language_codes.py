@@ -39,7 +39,7 @@ def canonical(code: str) -> str:
         ValueError: the code is not known, stands for several languages, or has no such script.
     """
     first, *parts = SEPARATOR.split(code)
-    if code == "code" or code.isdecimal():
+    if code == "code" or (code.isascii() and code.isdecimal()):
         return code
     if not all(part.isalnum() and part.isascii() for part in (first, *parts)):
         raise ValueError(f"language {code!r}: a name holds letters, digits, '_' and '-' alone")

@@ -12,7 +12,7 @@ from data_prep.codec import Codec
 from data_prep.partition import Read, read_bucket, read_files, read_of_runs, volume_of
 from data_prep.rows import Shape, shuffle_seed, sort_documents, split_bucket, write_index, write_shard
 from data_prep.work import PROGRAM, StreamPlan, Work, bucketfuls
-from mmbert.atomic import fsync, make_folder, publish_folder, remove, write_file
+from mmbert.atomic import fsync, make_folder, publish_folder, remove, remove_leftovers, write_file
 from mmbert.json_files import read_json
 from mmbert.manifest import SPLITS, Manifest, ShardRecord, manifest_bytes, pieces_name, shard_name, stream_folder
 from mmbert.packing import TokenIds
@@ -127,12 +127,16 @@ def publish_stream(work: Work, stream: StreamPlan, read: Read, buckets: list[dic
     splits = [split for split in SPLITS if any(split in bucket["shards"] for bucket in buckets)]
     if splits:
         work.remove_record(stream)
+    if (work.staging(stream) / "train").exists():  # never new rows beside what older ones held out
+        shutil.rmtree(stream_folder(work.output, "heldout", stream.source, stream.language), ignore_errors=True)
     for split in SPLITS if splits else ():
         folder = stream_folder(work.output, split, stream.source, stream.language)
         staged = work.staging(stream) / split
         if split not in splits:
             shutil.rmtree(folder, ignore_errors=True)
-        elif staged.exists():  # else a run that was stopped published it
+        elif not staged.exists():  # a run that was stopped published it
+            remove_leftovers(folder.parent, stream.language)
+        else:
             shards = {
                 number: bucket["shards"][split] for number, bucket in enumerate(buckets) if split in bucket["shards"]
             }

@@ -6,6 +6,7 @@ Files are listed here, with size and stamp, and later read piece by piece, where
 URL, or below a mirror, a folder (or URL of fsspec) that holds `<repository>/<path in the repository>`.
 """
 import difflib
+import glob
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ class Listing:
             paths = [f"{self.path}/{pattern.format(number=number)}" for number in range(number)]
             infos = {path: self.system.info(path) for path in paths}
         else:
-            found = self.system.glob(f"{self.path}/{pattern}", detail=True)
+            found = self.system.glob(f"{glob.escape(self.path)}/{pattern}", detail=True)
             shown = {path: info for path, info in found.items() if "/." not in path.removeprefix(self.path)}
             infos = files_alone(shown)
         if not infos:

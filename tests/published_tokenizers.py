@@ -1,4 +1,8 @@
-"""A tokenizer as ModernBERT publishes its own: byte-level, [CLS] and [SEP] around a text, special tokens at the end."""
+"""Tokenizers as others publish their own.
+
+ModernBERT's: byte-level, [CLS] and [SEP] around a text, special tokens at the end. XLM-R's: SentencePiece's Unigram,
+which has the special tokens among its pieces.
+"""
 import json
 from pathlib import Path
 from typing import Any
@@ -43,4 +47,23 @@ def modernbert_like(folder: Path, texts: list[str], config: dict[str, Any] | Non
         **(NAMES if config is None else config),
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def xlmr_like(folder: Path, pieces: str) -> Path:
+    """A folder with tokenizer.json and tokenizer_config.json; a piece for each of these characters, and `struck`."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocabulary = [(token, 0.0) for token in special] + [(piece, -8.0) for piece in ["\u2581", "struck", *pieces]]
+    backend = Tokenizer(models.Unigram([*vocabulary, ("<mask>", 0.0)], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens([AddedToken(token, lstrip=token == "<mask>") for token in (*special, "<mask>")])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(backend.to_str())
+    names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "unk_token": "<unk>",
+             "pad_token": "<pad>", "mask_token": "<mask>"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder

@@ -217,6 +217,15 @@ def test_a_broken_file_is_named_and_the_other_languages_are_cleaned(tmp_path, mo
     assert list(json.loads((tmp_path / "out" / "clean.json").read_text())["failed"]) == ["isl"]
 
 
+def test_a_broken_file_whose_name_is_not_utf_8_is_named(tmp_path, monkeypatch):
+    (tmp_path / "in" / "isl").mkdir(parents=True)
+    (tmp_path / "in" / "isl" / "caf\udce9.jsonl").write_text("{broken\n")
+    write_jsonl(tmp_path / "in" / "fao.jsonl", [pair(seeded(1), 0.5)[0]])
+    with pytest.raises(SystemExit, match=r"isl was not cleaned: .*caf.*\.jsonl:1"):
+        run(monkeypatch, tmp_path / "in", tmp_path / "out", "--minhash", "--workers", "1")
+    assert "caf\udce9.jsonl" in json.loads((tmp_path / "out" / "clean.json").read_text())["failed"]["isl"]
+
+
 @pytest.mark.parametrize(
     "corpus, output, reason",
     [

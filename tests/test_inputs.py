@@ -124,6 +124,7 @@ def test_a_network_that_fails_does_not_make_a_file_a_damaged_one(
         ("x.jsonl", b'{"text": [3]}', "x.jsonl:1 has no text under 'text', but what JSON reads as list: make it a str"),
         ("x.json", b'{\n"text": "a"\n}', "x.json:1 is not valid JSON: .*; one object a line is expected"),
         ("x.csv", b"text;id\r\na;1\r\n", r"no column 'text' \(columns: text;id\): give .*; only commas part columns"),
+        ("x.csv", b"\r\nid,text\r\n1,a\r\n", "x.csv:1 is blank, and must name the columns: remove this line"),
         ("x.csv", b"", "x.csv has no column 'text', for it is empty: fill it, or remove it"),
         ("x.csv", b"id,text\r\n1,a,b\r\n", "x.csv:2 has another number of fields .*: quote what holds commas"),
         ("x.jsonl", b'{"text": "\\ud800"}', "x.jsonl:1 is not valid JSON"),
@@ -184,6 +185,12 @@ def test_several_columns_of_one_name_are_not_guessed_between(tmp_path: Path):
         list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, "")))
 
 
+def test_a_column_is_not_taken_for_a_field_of_the_same_path(tmp_path: Path):
+    table = pyarrow.table({"doc": [{"text": "a field"}], "doc.text": ["a column"]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert list(read_texts(InputFile(str(tmp_path / "x.parquet"), 1, ""), "doc.text")) == ["a column"]
+
+
 def test_columns_of_other_types_are_no_text(tmp_path: Path):
     (tmp_path / "x.parquet").write_bytes(parquet(["a", None], "text"))
     assert list(read_texts(InputFile(str(tmp_path / "x.parquet"), 0, ""))) == ["a", ""]
@@ -209,6 +216,15 @@ def test_a_tree_names_its_languages_by_files_and_folders(tmp_path: Path):
     assert names(found) == {"cmn": ["x.parquet"], "fao": ["fao.jsonl.gz", "fao.txt"], "isl": ["2.csv", "1.txt"]}
     assert {source for source, _ in found} == {"web"}
     assert all(file.size == 1 and file.stamp for files in found.values() for file in files)
+
+
+def test_numbered_parts_of_a_file_are_of_one_language(tmp_path: Path):
+    parts = ("isl-00000-of-00002.txt", "isl-00001-of-00002.txt", "srp_cyrl_0_of_1.jsonl.gz", "deu-1996.txt")
+    for path in parts:
+        (tmp_path / path).write_bytes(b"x")
+    assert names(find_inputs(str(tmp_path), "web")) == {
+        "deu_1996": ["deu-1996.txt"], "isl": list(parts[:2]), "srp_cyrl": ["srp_cyrl_0_of_1.jsonl.gz"]
+    }  # fmt: skip
 
 
 def test_one_language_may_be_a_file_or_a_folder_of_any_names(tmp_path: Path):

@@ -58,6 +58,7 @@ def test_a_retired_code_is_its_successor(retired: str, successor: str) -> None:
     ("srp_cyrr", "'cyrr' is no script"),
     ("afa", "'afa' is not known"),  # a group of languages of ISO 639-2
     ("-zh", "a name holds"),
+    ("٢٠٢٤", "a name holds"),
     ("", "a name holds"),
 ])  # fmt: skip
 def test_what_is_no_language_is_refused_with_a_remedy(code: str, message: str) -> None:

@@ -243,6 +243,11 @@ def test_a_revision_of_what_has_none_and_a_file_of_no_known_format_are_refused(t
         corpus_inputs("dolmino-math", mirror=str(mirror))
 
 
+def test_a_mirror_may_lie_below_a_folder_of_any_name(tmp_path: Path) -> None:
+    mirror = write(tmp_path / "copies [v1]", f"{FINEWEB2}/fao_Latn/train/000_00000.parquet")
+    assert list(corpus_inputs("fineweb2", mirror=str(mirror))) == [("fineweb2", "fao")]
+
+
 def test_an_empty_mirror_is_told_by_what_it_must_hold(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the mirror must hold HuggingFaceFW/fineweb-2/data/\{lang"):
         corpus_inputs("fineweb2", mirror=str(tmp_path))

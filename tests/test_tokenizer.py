@@ -15,7 +15,7 @@ from data_prep import adopt_tokenizer as adopt_program
 from data_prep import check_tokenizer
 from data_prep.train_tokenizer import BYTE_TOKENS, frequent_characters, train
 from mmbert.tokenizer import SPECIAL_TOKENS, adopt_tokenizer, load_tokenizer, save_tokenizer
-from tests.published_tokenizers import modernbert_like
+from tests.published_tokenizers import modernbert_like, xlmr_like
 
 TEXTS = [
     "All human beings are born free and equal in dignity and rights.",
@@ -336,3 +336,30 @@ def test_the_programs_tell_names_as_the_tokenizer_spells_them(tmp_path: Path, to
     ]
     told = check_tokenizer.description(load_tokenizer(tmp_path / "target"))
     assert "special ids    [PAD] 504, [SEP] 503, [CLS] 502, [UNK] 501, [MASK] 505\n" in told
+
+
+def test_a_unigram_model_makes_no_special_token_of_a_text_that_spells_one(
+    tmp_path: Path, told_by_adopting: Adopting
+):
+    source = xlmr_like(tmp_path / "xlmr", "<>/abcdefghijklmnopqrstuvwxyz")
+    plain = Backend.from_file(str(source / "tokenizer.json"))
+    plain.encode_special_tokens = True
+    text = "a <s>struck</s> <pad> <mask> <unk> end"
+    assert {0, 1, 2} < set(plain.encode(text, add_special_tokens=False).ids)  # as it is published
+    told = told_by_adopting(source, tmp_path / "adopted")
+    for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>"):
+        assert f"{token}: score: 0.0 -> -1000.0" in told
+    tokenizer = load_tokenizer(tmp_path / "adopted")
+    (ids,) = tokenizer.encode_batch([text])
+    assert not set(ids.tolist()) & set(tokenizer.special_token_ids)
+    assert tokenizer.backend.decode(ids.tolist(), skip_special_tokens=False) == text
+    assert tokenizer.backend.get_vocab() == plain.get_vocab()
+    (usual,) = tokenizer.encode_batch(["struck by an Ö"])
+    assert usual.tolist() == plain.encode("struck by an Ö", add_special_tokens=False).ids  # also with an unknown letter
+
+
+def test_a_tokenizer_that_cannot_help_making_special_tokens_of_text_is_refused(tmp_path: Path):
+    """It has no piece for `<`, and a special token costs less than two unknown letters."""
+    source = xlmr_like(tmp_path / "xlmr", "/abcdefghijklmnopqrstuvwxyz")
+    with pytest.raises(ValueError, match=r"a text that spells <(s|pad|/s|mask)> becomes the special token; "):
+        adopt_tokenizer(source, tmp_path / "adopted")

@@ -25,9 +25,11 @@ def read_json(path: Path, written_by: str) -> dict[str, Any]:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write indented JSON atomically; NaN and infinity, which JSON lacks, are refused.
 
+    Of a file name that is no UTF-8 the odd bytes become escapes, which Python reads back as they were.
+
     Raises:
         ValueError: a number is not finite.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, f"{text}\n".encode())
+    write_file(path, f"{text}\n".encode(errors="backslashreplace"))

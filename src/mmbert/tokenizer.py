@@ -46,6 +46,7 @@ SOURCE_KEYS = {
     "mask_token": ("mask_token",),
 }
 """Role -> under which keys another's tokenizer_config.json may name its token."""
+NEVER = -1000.0  # a piece's score, the logarithm of its probability: below that of any other pieces of its letters
 VOCABULARY_PADDING = 128
 """A model's embeddings may be padded to a multiple of 64 or 128 rows; more rows have tokens of another tokenizer."""
 MODEL_INPUT_NAMES = ["input_ids", "attention_mask"]
@@ -141,6 +142,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     # Training text is data: a document that spells a special token must not gain one.
     backend.encode_special_tokens = True
+    _check_spellings(folder / "tokenizer.json", backend, tokens, ids)
     return Tokenizer(
         folder=folder,
         backend=backend,
@@ -165,7 +167,7 @@ def tokenizer_of_run(folder: str, vocab_size: int) -> Tokenizer:
 def adopt_tokenizer(source: Path, target: Path) -> Tokenizer:
     """Copy any folder that holds a tokenizer.json, Gemma 2's and ModernBERT's included, to one that keeps the contract.
 
-    The vocabulary and its ids stay as they are.
+    The vocabulary and its ids stay as they are, and the scores of a Unigram's pieces, but for the special tokens'.
 
     Raises:
         FileNotFoundError: `source` holds no tokenizer.json.
@@ -199,7 +201,7 @@ def save_tokenizer(
         if is_mask:  # it takes no space on its right, and may touch a word
             added[token] |= {"rstrip": False, "single_word": False}
     bos, eos = special_tokens["bos_token"], special_tokens["eos_token"]
-    spec = spec | {
+    spec = _without_spellings(spec, special_tokens) | {
         "truncation": None,
         "padding": None,
         "added_tokens": list(added.values()),
@@ -263,6 +265,19 @@ def _source_tokens(source: Path, spec: dict[str, Any]) -> dict[str, str]:
         if key in named:
             tokens[key] = tokens[role]
     return tokens
+
+
+def _without_spellings(spec: dict[str, Any], special_tokens: dict[str, str]) -> dict[str, Any]:
+    """A Unigram model that prefers any other pieces of a text to its special tokens.
+
+    SentencePiece gives them the score 0, the best there is: so each text that spells one would become one.
+    """
+    model = spec.get("model")
+    if not isinstance(model, dict) or model.get("type") != "Unigram":
+        return spec
+    special = {special_tokens[role] for role in SPECIAL_TOKENS}
+    vocabulary = [[piece, NEVER if piece in special else score] for piece, score in model["vocab"]]
+    return spec | {"model": model | {"vocab": vocabulary}}
 
 
 def _template(ids: dict[str, int]) -> dict[str, Any]:
@@ -362,6 +377,19 @@ def _check_template(
         raise ValueError(
             f"{path}: the template is not {bos} A {eos} (pair: {bos} A {eos} {bos} B {eos}); {REMEDY}"
         )
+
+
+def _check_spellings(
+    path: Path, backend: tokenizers.Tokenizer, tokens: dict[str, str], ids: dict[str, int]
+) -> None:
+    """Refuse a tokenizer that makes a special token of a text that spells it; `unk` may stand for an odd letter."""
+    for role in SPECIAL_TOKENS.keys() - {"unk_token"}:
+        try:
+            made = backend.encode(f"a {tokens[role]}a", add_special_tokens=False).ids
+        except Exception:  # tokenizers raises the bare class of a letter that it does not know; then no text spells it
+            continue
+        if ids[role] in made:
+            raise ValueError(f"{path}: a text that spells {tokens[role]} becomes the special token; {REMEDY}")
 
 
 def _vocab_size(path: Path, backend: tokenizers.Tokenizer) -> int:

@@ -1,6 +1,7 @@
 """`prepare` over broken files, stopped anywhere, or started twice."""
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from data_prep import clean, count, partition, prepare, publish, repack, train_tokenizer, work
 from data_prep.inputs import find_inputs
 from data_prep.steps import STAGES
-from mmbert.manifest import list_languages
+from mmbert.manifest import list_languages, stream_folder
 from tests.conftest import Corpus
 from tests.data_prep.programs import (
     arguments_of,
@@ -19,6 +20,7 @@ from tests.data_prep.programs import (
     documents_of,
     encoded,
     of_both_splits,
+    read_back,
     tree,
     write_jsonl,
     written_by_another,
@@ -146,6 +148,40 @@ def test_a_run_that_was_stopped_anywhere_goes_on_where_it_was(
     monkeypatch.setattr(publish, function, real)
     call(monkeypatch, prepare.main, *arguments)
     assert tree(tmp_path / "killed") == tree(whole)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_rows_are_never_beside_held_out_ones_of_other_options(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+):
+    """A kill between the two splits of a stream, and what it left behind goes in the next run."""
+    for language in ("nno.jsonl", "isl.txt"):
+        (text / language).unlink()
+    output, real = tmp_path / "out", publish.publish_folder
+    now = arguments_of(text, corpus, output, "--heldout-rate", 0.02)
+    for number in range(2):  # the split in whose publication it is killed
+        call(monkeypatch, prepare.main, *arguments_of(text, corpus, output, "--heldout-rate", 0.5))
+        calls = iter(range(number))
+
+        def killed(staged: Path, folder: Path, calls: Iterator[int] = calls) -> None:
+            is_now = next(calls, None) is None
+            if not is_now or place == "after":
+                real(staged, folder)
+            if is_now:
+                (folder.parent / ".fao.old").mkdir()  # as a kill within leaves it
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publish, "publish_folder", killed)
+            with pytest.raises(KeyboardInterrupt):
+                call(monkeypatch, prepare.main, *now)
+        there = [folder for split in work.SPLITS if (folder := stream_folder(output, split, "own", "fao")).exists()]
+        assert there
+        found = [document for folder in there for document in read_back(folder)]
+        assert len(found) == len(set(found))
+        call(monkeypatch, prepare.main, *now)
+        assert of_both_splits(output) == encoded(corpus, [text.strip() for text in documents_of("fao")])
+        assert not list(output.rglob(".fao.old"))
 
 
 @pytest.mark.usefixtures("small_buckets")
