@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> None:
             return
         phase = Phase.open(config)
         trainer = build_trainer(phase, build_callbacks(phase, request))
-        trainer.fit()
+        if trainer.state.timestamp.token < config.duration:  # else a kill had hidden the run's last checkpoint
+            trainer.fit()
         trainer.close()
         phase.ranks.leave()
     if trainer.state.timestamp.token < config.duration:

@@ -9,13 +9,14 @@ from composer import Callback, Logger, State
 from callbacks.language_scores import LanguageScores
 from callbacks.language_temperature import LanguageTemperature
 from callbacks.run_ledger import RunLedger
-from mmbert.checkpoint import prune, save_checkpoint, weights_sha256
+from mmbert.checkpoint import checkpoint_bytes, prune, save_checkpoint, weights_sha256
 from mmbert.mlm import MaskedLM
 from mmbert.model import MmBertForMaskedLM
 from mmbert.ranks import weights_digest
 from mmbert.trainer import Phase
 
 log = logging.getLogger(__name__)
+SLOW_DISK = 50e6  # bytes a second
 RETRY_SECONDS = 30.0  # after a save that failed; an attempt writes gigabytes
 
 
@@ -40,7 +41,7 @@ class Checkpointing(Callback):
     Attributes:
         is_due: a save is wanted at the end of this step.
         keeps_all: none is removed for now.
-        seconds: how long the longest save took.
+        seconds: how long the longest save took; before any, how long a slow disk would.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Checkpointing(Callback):
         self.mixture, self.ledger, self.scores = mixture, ledger, scores
         self.is_due = self.keeps_all = False
         self.seconds = 0.0
+        self.has_saved = False
         self.failed_at: float | None = None  # the first failure of a series
         self.next_try = 0.0
         self.parent_weights: str | None = None
@@ -63,7 +65,8 @@ class Checkpointing(Callback):
         self.parent_weights = state["parent_weights"]
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Note which weights the phase begins with."""
+        """Note which weights the phase begins with, and how large a checkpoint is."""
+        self.seconds = checkpoint_bytes(encoder_of(state)) / SLOW_DISK
         if self.parent_weights is None and self.config.parent is not None:
             self.parent_weights = weights_sha256(Path(self.config.run_root) / self.config.parent)
 
@@ -121,7 +124,8 @@ class Checkpointing(Callback):
         except OSError as error:
             log.warning("an old checkpoint could not be removed, the next save tries again: %s", error)
         self.failed_at = None
-        self.seconds = max(self.seconds, monotonic() - began)
+        self.seconds = max(self.seconds if self.has_saved else 0.0, monotonic() - began)
+        self.has_saved = True
         return "saved"
 
     def check_ranks_agree(self, state: State) -> None:

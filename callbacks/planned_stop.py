@@ -41,6 +41,8 @@ class PlannedStop(Callback):
 
     def is_wanted(self) -> bool:
         """Whether this rank was asked to stop, or its time is up."""
-        now = time()
-        needed = SLURM_MARGIN + 2 * (self.longest_step + self.checkpointing.seconds)
-        return self.request.is_asked or now >= self.own_end or now + needed >= self.slurm_end
+        return self.request.is_asked or time() >= self.own_end or self.is_slurm_near()
+
+    def is_slurm_near(self) -> bool:
+        """Whether the job's time would not be enough for two more steps and saves."""
+        return time() + SLURM_MARGIN + 2 * (self.longest_step + self.checkpointing.seconds) >= self.slurm_end

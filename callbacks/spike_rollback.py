@@ -21,8 +21,8 @@ MOST = 3  # rollbacks of one phase; whoever needs more has another fault
 class SpikeRollback(Callback):
     """Weights and moments go back, the clock does not: what was read since is not read again.
 
-    Only active where the configuration has `spikes`. All it goes by is in the checkpoint, so a restart in the middle
-    of a spike decides the same.
+    Only active where the configuration has `spikes`. When it goes back is in the checkpoint, so a restart in the middle
+    of a spike decides the same; where to is the best that lies in the folder, and a stop may have left one more there.
     """
 
     def __init__(self, phase: Phase, finite: FiniteSteps, ledger: RunLedger, checkpointing: Checkpointing) -> None:
@@ -49,10 +49,10 @@ class SpikeRollback(Callback):
             ValueError: there is none, or it happened too often.
         """
         step = int(state.timestamp.batch)
-        first_high = self.first_high(step)
+        last_calm, first_high = self.begin(step)
         # To older weights the losses from just before the spike are no measure: a usual loss would count as high.
         self.calm, self.num_high, self.num_rollbacks = [], 0, self.num_rollbacks + 1
-        target = Path(self.ranks.by_first(lambda: self.target(step, first_high)))
+        target = Path(self.ranks.by_first(lambda: self.target(step, last_calm, first_high)))
         encoder = encoder_of(state)
         load_weights(target, encoder)
         load_moments(target, encoder, state.optimizers[0])
@@ -61,17 +61,23 @@ class SpikeRollback(Callback):
         self.ledger.event("rolled_back", {"step": step, "to_step": to_step})
         self.checkpointing.is_due = True
 
-    def first_high(self, step: int) -> int:
-        """The step with which the spike began; steps that were skipped since are not among the high ones."""
+    def begin(self, step: int) -> tuple[int, int]:
+        """The last step before the spike and its first; steps that were skipped are neither calm nor high."""
         seen = (past for past in range(step, 0, -1) if past not in self.finite.skipped)
-        return next(islice(seen, self.num_high - 1, None))
+        first_high = next(islice(seen, self.num_high - 1, None))
+        return next(seen, 0), first_high
 
-    def target(self, step: int, first_high: int) -> Path:
-        """The newest whole checkpoint from before step `first_high`."""
+    def target(self, step: int, last_calm: int, first_high: int) -> Path:
+        """The newest whole checkpoint whose weights gave a calm loss.
+
+        The loss of a step is that of the weights before it, so those saved after the last calm step are the first that
+        gave a high one. They may be what is wrong: they are taken only where there are no others.
+        """
         if self.num_rollbacks > MOST:
             raise ValueError(f"step {step}: the loss spiked for the {self.num_rollbacks}th time; lower optimizer.lr")
-        for folder in step_folders(self.run_folder):
-            if (saved_at := step_of(folder)) is not None and saved_at < first_high and is_valid(folder):
+        before = [folder for folder in step_folders(self.run_folder) if (step_of(folder) or 0) < first_high]
+        for folder in sorted(before, key=lambda folder: (step_of(folder) or 0) >= last_calm):  # stable: newest first
+            if is_valid(folder):
                 return folder
         raise ValueError(
             f"step {step}: the loss has been high since step {first_high}, and {self.run_folder} has no checkpoint "

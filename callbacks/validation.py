@@ -1,5 +1,5 @@
 """Held-out bits per byte of every language while a phase trains."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -23,6 +23,7 @@ class Validation(Callback):
 
     Before the step's checkpoint, so that a run goes on from one only if its validation is done. A run that is asked to
     stop does not wait for it: it is done when the run goes on; but at the end of a phase, which nothing goes on from.
+    Then `max_minutes` does not cut it off, or a run whose minutes it needs would begin with it for ever.
 
     Attributes:
         is_due: this step's validation is not done.
@@ -38,7 +39,7 @@ class Validation(Callback):
         """Read the held-out text now, when an error costs no step; validate what the last attempt did not.
 
         Raises:
-            ValueError: on all ranks, where any cannot read it.
+            ValueError: on all ranks, where any cannot read it, or a Slurm job is too short for the validation.
         """
         phase = self.phase
         if self.config.validation is None:
@@ -53,7 +54,12 @@ class Validation(Callback):
             error = caught
         self.ranks.raise_together(error)
         if self.is_due:
-            self.validate(state, logger, is_last=False)
+            self.validate(state, logger, lambda: self.stop.request.is_asked or self.stop.is_slurm_near())
+        if self.ranks.any(self.is_due and self.stop.is_slurm_near()):
+            raise ValueError(
+                "validation: the one that is due takes longer than a whole job of Slurm; lower validation.rows, or "
+                "give the job more time"
+            )
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Validate where this step is one of the schedule."""
@@ -66,12 +72,12 @@ class Validation(Callback):
         is_last = now >= self.config.duration
         self.is_due |= is_last or before // interval != now // interval
         if self.is_due and (is_last or state.timestamp < state.max_duration):
-            self.validate(state, logger, is_last)
+            self.validate(state, logger, (lambda: False) if is_last else self.stop.is_wanted)
 
-    def validate(self, state: State, logger: Logger, is_last: bool) -> None:
-        """Tell bits per byte to the ledger, the loggers and the console; or stop the run, if that is asked for."""
+    def validate(self, state: State, logger: Logger, is_cut_off: Callable[[], bool]) -> None:
+        """Tell bits per byte to the ledger, the loggers and the console; or stop the run, if it is cut off."""
         began = monotonic()
-        sums = self.score(state, is_last)
+        sums = self.score(state, is_cut_off)
         if sums is None:
             state.stop_training()
             return
@@ -88,8 +94,8 @@ class Validation(Callback):
         mean = f"{values['validation/mean_bits_per_byte']:.3f} bits per byte, mean over {len(bits)} languages"
         print(f"{self.config.name}  validated after {tokens:,} tokens: {mean}  {monotonic() - began:.1f} s", flush=True)
 
-    def score(self, state: State, is_last: bool) -> Integers | None:
-        """Sums of all ranks; None when one of them is asked to stop. Changes nothing that training depends on."""
+    def score(self, state: State, is_cut_off: Callable[[], bool]) -> Integers | None:
+        """Sums of all ranks; None when it is cut off on one of them. Changes nothing that training depends on."""
         assert self.heldout is not None
         own, model = self.heldout.microbatches, model_of(state)
         sums = state.device.tensor_to_device(no_scores(len(self.heldout.names)))
@@ -98,7 +104,7 @@ class Validation(Callback):
         try:
             with torch.no_grad():
                 for number in range(self.most_microbatches()):
-                    if not is_last and self.ranks.any(self.stop.is_wanted()):
+                    if self.ranks.any(is_cut_off()):
                         return None
                     self.liveness.validating(number)
                     if number < len(own):

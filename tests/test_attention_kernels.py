@@ -111,10 +111,13 @@ def test_what_the_first_batch_would_refuse_is_refused_before_a_run_begins(
     with pytest.raises(ValueError, match="attention: flash_attn needs a GPU"):
         Phase.open(load_config(tmp_path / "phase1.yaml", ["model.attention=flash_attn"]))
     monkeypatch.setattr(attention, "_obstacle", lambda kernel: None)
-    check_kernel("auto", True, "amp_bf16")
-    check_kernel("cpu", True, "fp32")
+    check_kernel("auto", True, "amp_bf16", 64)
+    check_kernel("cpu", True, "fp32", 10)
     with pytest.raises(ValueError, match="precision = fp32: attention: flash_attn has none; write precision: amp"):
-        check_kernel("auto", True, "fp32")
+        check_kernel("auto", True, "fp32", 64)
+    for head_dim in (10, 264):
+        with pytest.raises(ValueError, match=f"heads = {head_dim} must be a multiple of 8 and at most 256 for"):
+            check_kernel("torch_flash", True, "amp_bf16", head_dim)
 
 
 @pytest.mark.parametrize("kernel", GPU_KERNELS)

@@ -29,6 +29,19 @@ def test_phases_run_to_their_duration_and_are_marked_finished(finished: tuple[Pa
         assert [row for step in outcome.steps for row in step["rows"]] == list(range(state["rows"]))
 
 
+def test_a_finished_run_whose_last_checkpoint_a_kill_had_hidden_is_finished(
+    corpus: Corpus, finished: tuple[Path, dict[str, Outcome]], tmp_path: Path
+) -> None:
+    """The kill came while that checkpoint was replaced by itself."""
+    yaml = prepare(tmp_path / "it", corpus, copied={"phase1": finished[0] / "runs" / "phase1"})
+    newest = newest_checkpoint(tmp_path / "it" / "runs" / "phase1")
+    newest.rename(newest.with_name(f".{newest.name}.old"))
+    outcome = train([yaml], tmp_path / "steps.jsonl")
+    assert outcome.exit_code == 0, outcome.output
+    assert not outcome.steps
+    assert newest_checkpoint(newest.parent) == newest
+
+
 def test_only_the_newest_checkpoints_stay(finished: tuple[Path, dict[str, Outcome]]) -> None:
     assert len(step_folders(finished[0] / "runs" / "phase1")) == 2
 

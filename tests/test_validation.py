@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,28 @@ def test_a_stop_while_a_validation_is_made_up_for_leaves_it_for_the_next_time(
         assert not events(run_folder)
     assert train([yaml, validated(corpus)], record).exit_code == 0
     assert events(run_folder) == events(whole)
+
+
+def test_a_validation_that_is_longer_than_a_runs_minutes_is_made_up_for_all_the_same(
+    corpus: Corpus, whole: Path, tmp_path: Path
+) -> None:
+    """Else each start would begin with it, and none would get on."""
+    arguments, record = [prepare(tmp_path / "it", corpus), validated(corpus)], tmp_path / "steps.jsonl"
+    first, *_ = events(whole)
+    assert train(arguments, record, changes=[partial(at_validation, 1, signal.SIGTERM)]).exit_code == 85
+    outcome = train([*arguments, "max_minutes=0.0001"], record)
+    assert outcome.exit_code == 85, outcome.output
+    assert outcome.steps[-1]["step"] == first + 1
+    assert list(events(tmp_path / "it" / "runs" / "phase1")) == [first]
+
+
+def test_a_job_of_slurm_that_is_shorter_than_a_validation_is_an_error(corpus: Corpus, tmp_path: Path) -> None:
+    """Else it would be queued again for ever."""
+    arguments, record = [prepare(tmp_path / "it", corpus), validated(corpus)], tmp_path / "steps.jsonl"
+    assert train(arguments, record, changes=[partial(at_validation, 1, signal.SIGTERM)]).exit_code == 85
+    outcome = train(arguments, record, environment={"SLURM_JOB_END_TIME": str(time.time() + 20)})
+    assert outcome.exit_code == 1
+    assert "the one that is due takes longer than a whole job of Slurm; lower validation.rows, or" in outcome.output
 
 
 def test_a_stop_in_the_step_of_a_validation_does_not_wait_for_it(corpus: Corpus, whole: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ GPU_KERNELS: tuple[Kernel, ...] = ("flash_attn", "torch_varlen", "torch_flash", 
 """In the order of `auto`. torch's own are FlashAttention-2 too; `torch_varlen` is its public function, `torch_flash`
 what is below it since torch 2.7. Its neighbour _efficient_attention_forward takes a window too, and loses it in
 backward. `flash_attn_4` should be the fastest; it is a beta, and comes last until somebody has run it."""
+MAX_HEAD_DIM = 256  # of FlashAttention-2, flash_api.cpp
 PACKAGES: dict[Kernel, tuple[str, str]] = {
     "flash_attn": ("flash_attn", "run `pip install --no-build-isolation -r requirements-gpu.txt`"),
     "flash_attn_4": ("flash_attn.cute", "run `pip install flash-attn-4==4.0.0b36` beside torch 2.8 or later"),
@@ -147,17 +148,22 @@ def choose_kernel(name: Kernel | Literal["auto"], device: str) -> tuple[Kernel, 
     raise ValueError(f"attention: {name} cannot run on {device}: {'; '.join(refused)}; {remedy}")
 
 
-def check_kernel(name: Kernel | Literal["auto"], on_gpu: bool, precision: str) -> None:
+def check_kernel(name: Kernel | Literal["auto"], on_gpu: bool, precision: str, head_dim: int) -> None:
     """Refuse before a run begins what its first batch would refuse.
 
     Raises:
-        ValueError: no kernel can run there, or not in that precision.
+        ValueError: no kernel can run there, or not in that precision or with heads of that size.
     """
     kernel, _ = choose_kernel(name, "cuda" if on_gpu else "cpu")
     if kernel != "cpu" and precision == "fp32":
         raise ValueError(
             f"precision = fp32: attention: {kernel} has none; write precision: amp_bf16, or model.attention: cpu "
             "(plain torch, slower)"
+        )
+    if kernel != "cpu" and (head_dim % 8 or head_dim > MAX_HEAD_DIM):
+        raise ValueError(
+            f"model.hidden_size / model.num_attention_heads = {head_dim} must be a multiple of 8 and at most "
+            f"{MAX_HEAD_DIM} for attention: {kernel}; write another number of heads, 64 channels each say"
         )
 
 

@@ -58,6 +58,11 @@ class ModelConfig:
         if self.local_attention < 2 or self.local_attention % 2:
             raise ValueError(f"local_attention = {self.local_attention} must be even: half of it lies on each side")
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head, K."""
+        return self.hidden_size // self.num_attention_heads
+
 
 @dataclass(frozen=True)
 class BatchWarmupConfig:

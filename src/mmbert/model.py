@@ -119,10 +119,9 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, packing: Packing, wanted: Tensor | None = None) -> Tensor:
         config = self.config
-        head_dim = config.hidden_size // config.num_attention_heads
         kernel = resolve_kernel(config.attention, input_ids.device.type)
-        global_rope = Rope.build(packing.positions, config.global_rope_theta, head_dim)
-        local_rope = Rope.build(packing.positions, config.local_rope_theta, head_dim)
+        global_rope = Rope.build(packing.positions, config.global_rope_theta, config.head_dim)
+        local_rope = Rope.build(packing.positions, config.local_rope_theta, config.head_dim)
         x = self.embeddings(input_ids)
         qkv = self.first(self.layers[0], x, global_rope)
         for layer, following in pairwise(self.layers):

@@ -73,7 +73,7 @@ class Phase:
         tokenizer = tokenizer_of_run(config.tokenizer, config.model.vocab_size)
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
-        check_kernel(config.model.attention, device == "gpu", config.precision)
+        check_kernel(config.model.attention, device == "gpu", config.precision, config.model.head_dim)
 
         def take_folder() -> None:
             make_folder(config.run_folder)

@@ -65,6 +65,25 @@ def loss_becomes(value: float, steps: Collection[int], rank: int | None = None) 
     replace(MaskedLM, "loss", changed)
 
 
+def disturb_update(step: int) -> None:
+    """The optimizer throws the weights off in this step, whose own loss is as ever."""
+    from mmbert.optim import StableAdamW
+
+    update = StableAdamW.step
+
+    def changed(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = update(self, *arguments, **named)
+        if now.step == step:
+            noise = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter += torch.randn(parameter.shape, generator=noise)
+        return result
+
+    replace(StableAdamW, "step", changed)
+
+
 def composer_as_on_gpu() -> None:
     """Composer decides about precision and loss scale as for a GPU."""
     import composer.trainer.trainer as composer_trainer

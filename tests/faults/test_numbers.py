@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from mmbert.checkpoint import newest_checkpoint, step_folders
 from mmbert.ledger import read_ledger
 from tests.conftest import Corpus
-from tests.faults.injected import composer_as_on_gpu, disturb_weights, flip_weight_bit, gradient_becomes, loss_becomes
+from tests.faults.injected import (
+    composer_as_on_gpu,
+    disturb_update,
+    disturb_weights,
+    flip_weight_bit,
+    gradient_becomes,
+    loss_becomes,
+)
 from tests.faults.oracle import check_same_end, check_tidy, fingerprint
 from tests.guards import without_finite_steps, without_rank_comparison, without_spike_rollback
 from tests.training_runs import Change, Outcome, prepare, train, train_ranks
@@ -148,12 +155,28 @@ def test_a_spike_is_rolled_back_and_its_rows_are_passed_over_the_same_after_kill
 
 
 @pytest.mark.fault(13)
+@pytest.mark.parametrize(
+    "broken, skipped, rolled_back",
+    [(10, [], (14, 9)), (9, [], (13, 4)), pytest.param(9, [10], (14, 4), marks=pytest.mark.long)],
+)
+def test_weights_that_were_thrown_off_before_they_were_saved_are_not_gone_back_to(
+    corpus: Corpus, tmp_path: Path, broken: int, skipped: list[int], rolled_back: tuple[int, int]
+) -> None:
+    """Steps 4 and 9 are saved; the first high loss is that of the step after the broken update."""
+    changes = [partial(disturb_update, broken), partial(loss_becomes, NAN, skipped)]
+    outcome = train([prepare(tmp_path / "it", corpus), SPIKES], tmp_path / "steps.jsonl", changes=changes)
+    assert outcome.exit_code == 0, outcome.output
+    events = [event for event in read_ledger(tmp_path / "it" / "runs" / "phase1").events if event.name == "rolled_back"]
+    assert [(event.step, event.values["to_step"]) for event in events] == [rolled_back]
+
+
+@pytest.mark.fault(13)
 def test_a_step_that_is_skipped_in_a_spike_does_not_move_its_begin(corpus: Corpus, tmp_path: Path) -> None:
     """Every step is saved. Of steps 12 to 16 the second is skipped, so the fourth high one is step 16, the first 12."""
     every_step = "checkpoint={interval: 1, keep: 9}"
     train_through_a_spike(corpus, tmp_path, [SPIKES, every_step], [partial(loss_becomes, NAN, [13])])
     events = [event for event in read_ledger(tmp_path / "runs" / "phase1").events if event.name == "rolled_back"]
-    assert [(event.step, event.values["to_step"]) for event in events] == [(16, 11)]
+    assert [(event.step, event.values["to_step"]) for event in events] == [(16, 10)]  # 11 gave the loss of step 12
 
 
 @pytest.mark.fault(13)

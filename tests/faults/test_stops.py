@@ -4,15 +4,23 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
+from callbacks import checkpointing
+from callbacks.planned_stop import PlannedStop
+from mmbert.checkpoint import checkpoint_bytes, newest_checkpoint, read_state, step_folders
+from mmbert.mlm import MaskedLM
+from mmbert.model import MmBertForMaskedLM
+from mmbert.stop_request import StopRequest
 from tests.conftest import Corpus, Finished
 from tests.faults.injected import send_self
 from tests.faults.oracle import check_same_end, check_tidy
 from tests.guards import replace, without_planned_stop
+from tests.tiny_runs import ENCODER
 from tests.training_runs import prepare, train, train_ranks
 
 pytestmark = pytest.mark.fault(1)
@@ -79,6 +87,21 @@ def test_a_time_limit_stops_a_run_without_a_signal(
         assert last_step(run_folder) == outcome.steps[-1]["step"] == 1
         assert train([yaml], record).exit_code == 0
     check_same_end(run_folder, finished[0] / "runs" / "phase1")
+
+
+def test_before_the_first_save_a_slow_disk_is_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose only save is cut off would get nowhere."""
+    encoder = MmBertForMaskedLM(ENCODER)
+    monkeypatch.setattr(checkpointing, "SLOW_DISK", checkpoint_bytes(encoder) / 100.0)
+    phase: Any = SimpleNamespace(config=SimpleNamespace(parent=None, max_minutes=None), ranks=None)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 200))
+    saving = checkpointing.Checkpointing(phase, *[Mock()] * 3)
+    stop = PlannedStop(phase, StopRequest(), saving)
+    assert not stop.is_wanted()
+    state: Any = SimpleNamespace(model=MaskedLM(encoder, "fp32"))
+    saving.fit_start(state, Mock())
+    assert saving.seconds == 100.0
+    assert stop.is_wanted()
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def look(config: RunConfig, place: Place, gpus: int) -> list[str]:
         checks += [lambda: check_device(config)]
     if place.local_rank == 0:
         checks += [lambda: check_validation(config, tokenizer()), check_caches]
-        checks += [lambda: check_kernel(config.model.attention, on_gpu, config.precision)]
+        checks += [lambda: check_kernel(config.model.attention, on_gpu, config.precision, config.model.head_dim)]
     if place.rank == 0:
         checks += [lambda: check_run_root(config)]
     return faults_of(checks)
