@@ -20,7 +20,10 @@ from mmbert.command import errors_in_one_line
 from mmbert.streams import read_languages
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 
-LISTS = tuple(f"yamls/languages/phase{number}.txt" for number in (1, 2, 3))
+HQ = "yamls/languages/fineweb2-hq.txt"
+LISTS = (HQ, *(f"yamls/languages/phase{number}.txt" for number in (1, 2, 3)))
+HQ_SHARE = 0.1
+"""FineWeb2-HQ's part of FineWeb2: the best tenth of a language's documents, by its card."""
 
 BILLIONS = {
     ("dclm", "eng"): 600.0,
@@ -74,11 +77,14 @@ def stream_sizes(sizes: Counter[str], density: dict[str, float]) -> Iterator[tup
     """Source, language and tokens of every stream that a run of the paper names."""
     languages = read_languages([*LISTS], "--languages")
     usual, least = median(density.values()), min(sizes.values())
-    for code in sorted(languages):
-        yield "fineweb2", code, max(1, round(sizes.get(code, least) * density.get(code, usual)))
+    fineweb2 = {code: max(1, round(sizes.get(code, least) * density.get(code, usual))) for code in sorted(languages)}
+    for code, tokens in fineweb2.items():
+        yield "fineweb2", code, tokens
+    for code in read_languages([HQ], "--languages"):
+        yield "fineweb2-hq", code, round(HQ_SHARE * fineweb2[code])
     for (source, language), billions in BILLIONS.items():
         yield source, language, round(billions * 1e9)
-    of_wikipedia = ["eng", *read_languages(LISTS[:1], "--languages")]
+    of_wikipedia = ["eng", *read_languages(LISTS[:2], "--languages")]
     for code in of_wikipedia:
         yield "megawika", code, round(WIKIPEDIA * 1e9 / len(of_wikipedia))
 

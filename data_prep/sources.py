@@ -44,7 +44,6 @@ class Corpus:
     language: str = ""
     leave_out: list[str] = field(default_factory=list)
     join_scripts: bool = False
-    not_in: list[str] = field(default_factory=list)
     tokens_of: str = ""
     unverified: str = ""
 
@@ -226,18 +225,11 @@ def rows() -> list[dict[str, str]]:
             "where": f"{corpus.repository} @ {corpus.revision}",
             "licence": corpus.licence,
             "files": f"`{corpus.files}`",
-            **{phase: "-" if phase in corpus.not_in else share_of(name, corpus, shares[phase]) for phase in shares},
+            **{phase: f"{of[corpus.source]:.2%}" if of[corpus.source] else "-" for phase, of in shares.items()},
             "not verified": corpus.unverified or "-",
         }
         for name, corpus in corpora().items()
     ]
-
-
-def share_of(name: str, corpus: Corpus, shares: dict[str, float]) -> str:
-    """Percent of a phase's tokens; a corpus that lends its text to another's streams is part of that."""
-    if name != corpus.source:
-        return f"in {corpus.source}"
-    return f"{shares[name]:.2%}" if shares[name] else "-"
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def test_the_plan_needs_neither_torch_nor_composer() -> None:
 
 
 def test_three_sources_of_1833_languages_fit_in_megabytes(tmp_path: Path) -> None:
-    languages = "[eng, yamls/languages/phase1.txt, yamls/languages/phase2.txt, yamls/languages/phase3.txt]"
+    lists = ("fineweb2-hq", "phase1", "phase2", "phase3")
+    languages = "[eng, " + ", ".join(f"yamls/languages/{name}.txt" for name in lists) + "]"
     groups = ", ".join(
         f"{name}: {{source: {name}, languages: {languages}, share: {share}, "
         f"tau: {{kind: linear, start: 0.7, end: 0.3}}, max_repeats: {cap}}}"
@@ -165,4 +166,4 @@ def test_the_papers_runs_are_planned_from_the_repository_alone(tmp_path: Path) -
     assert run([*chain, "--output", str(tmp_path)]) == 0
     text = (tmp_path / "plan.txt").read_text()
     assert text.count("estimates in yamls/published-sizes.csv, for there is no folder data.root") == 3
-    assert "1,899, groups 10" in text
+    assert "1,899, groups 11" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmbert.published_shares import COLUMNS, main, predicted_and_published, read_counts
+from mmbert.published_shares import COLUMNS, main, predicted_and_published, read_counts, shares_of_hq
 
 # Every sixth of the 59 languages that FineWeb2 has in all phases, by size: tokens in the mixtures of COLUMNS.
 COUNTS = {
@@ -55,6 +55,14 @@ def test_the_program_prints_both_shares_of_every_language(counts: Path, capsys: 
     weights = first ** (0.5 / 0.7)
     cells = f"{first[0] / first.sum():.3%} | {weights[0] / weights.sum():.3%} / {later[0] / later.sum():.3%}"
     assert f"\n| rus | Russian | {cells} |" in printed
+
+
+def test_what_tau_gives_the_languages_of_fineweb2_hq_follows_from_phase_2(counts: Path) -> None:
+    phase2 = np.array([row[1] for row in COUNTS.values()], dtype=np.float64)
+    of_hq = np.isin(list(COUNTS), ["rus", "ita", "tur", "ell"])
+    found = shares_of_hq(counts)
+    assert found["phase2"] == pytest.approx(phase2[of_hq].sum() / phase2.sum())
+    assert found["phase3-all"] == pytest.approx((phase2**0.6)[of_hq].sum() / (phase2**0.6).sum())
 
 
 def test_another_file_is_refused_with_what_it_lacks(tmp_path: Path) -> None:

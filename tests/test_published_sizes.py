@@ -47,6 +47,8 @@ def test_a_language_without_a_declaration_takes_the_median_and_one_without_text_
     density = {"fra": 0.25, "deu": 0.2, "xho": 0.5}
     found = {(source, code): tokens for source, code, tokens in stream_sizes(Counter(sizes), density)}
     assert found["fineweb2", "deu"] == 200_000
+    assert found["fineweb2-hq", "deu"] == 20_000
+    assert ("fineweb2-hq", "xho") not in found
     assert found["fineweb2", "xho"] == 500
     assert found["fineweb2", "fao"] == 250
     assert found["fineweb2", "abk"] == 250  # 1,000 bytes, as the least

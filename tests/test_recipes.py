@@ -1,4 +1,5 @@
 """The recipe's YAMLs against the published numbers that docs/recipe.md lists."""
+import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from mmbert.clock import batch_sizes, learning_rate_multiplier
 from mmbert.config import RunConfig, load_config, read_yaml
 from mmbert.merge_config import load_merge
+from mmbert.mixture import temperature_shares
 from mmbert.model import MmBertForMaskedLM
 from mmbert.recipe_table import BASE, SMALL, languages, recipe
 from mmbert.streams import read_languages
@@ -171,9 +173,45 @@ def test_a_phase_begins_at_the_learning_rate_that_its_parent_holds(path: str) ->
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shares_are_the_published_tokens(name: str) -> None:
     published, groups = PUBLISHED[name], load_config(f"yamls/{name}.yaml").data.groups()
-    assert groups.keys() == published.keys()
+    shares = {key: group.share for key, group in groups.items()}
+    if "fineweb2_hq" in shares:  # in FineWeb2's row
+        shares["fineweb2"] += shares.pop("fineweb2_hq")
+    assert shares.keys() == published.keys()
     total = sum(published.values())
-    assert {key: group.share * total for key, group in groups.items()} == pytest.approx(published, abs=0.05)
+    assert {key: share * total for key, share in shares.items()} == pytest.approx(published, abs=0.05)
+
+
+# Of FineWeb2, what tau gives the 20 languages of FineWeb2-HQ: python -m mmbert.published_shares language_counts.csv
+OF_HQ = {"phase2": 0.597542, "phase3-cont": 0.427215, "phase3-eng": 0.427215, "phase3-all": 0.427215}
+
+
+@pytest.mark.parametrize("name", OF_HQ)
+def test_languages_of_fineweb2_hq_have_the_share_that_all_their_text_gives_them(name: str) -> None:
+    """tau sees a tenth of it."""
+    config = load_config(f"yamls/{name}.yaml")
+    groups = {key: group for key, group in config.data.groups().items() if key in ("fineweb2", "fineweb2_hq")}
+    total = sum(group.share for group in groups.values())
+    assert groups["fineweb2_hq"].share / total == pytest.approx(OF_HQ[name], abs=2e-6)
+    with Path("yamls/published-sizes.csv").open(newline="") as file:
+        sizes = {(row["source"], row["language"]): int(row["tokens"]) for row in csv.DictReader(file)}
+    found, rule = {}, {}
+    for key, group in groups.items():
+        codes = read_languages(group.languages, key)
+        shares = temperature_shares(np.array([sizes[group.source, code] for code in codes]), group.tau.start)
+        found |= dict(zip(codes, shares * group.share / total, strict=True))
+        rule |= {code: sizes["fineweb2", code] ** group.tau.start for code in codes}
+    assert len(found) == 108
+    assert found == pytest.approx({code: weight / sum(rule.values()) for code, weight in rule.items()}, rel=0.02)
+
+
+@pytest.mark.parametrize("name", OF_HQ)
+def test_no_language_of_fineweb2_hq_has_fineweb2s_text_too(name: str) -> None:
+    groups = load_config(f"yamls/{name}.yaml").data.groups()
+    of_hq = set(read_languages(groups["fineweb2_hq"].languages, "languages"))
+    others = {code for key in groups if key.startswith("fineweb2") and key != "fineweb2_hq"
+              for code in read_languages(groups[key].languages, key)}  # fmt: skip
+    assert len(of_hq) == 20
+    assert not of_hq & others
 
 
 @pytest.mark.parametrize("path", BASE)
@@ -238,7 +276,8 @@ def test_the_smooth_recipe_is_the_papers_in_all_else() -> None:
     for path, paper in zip(SMOOTH, (BASE[0], BASE[1], BASE[-1]), strict=True):
         smooth, base = load_config(path), load_config(paper)
         groups = smooth.data.groups()
-        groups["fineweb2"] = replace(groups["fineweb2"], tau=base.data.groups()["fineweb2"].tau)
+        for name in groups.keys() & {"fineweb2", "fineweb2_hq"}:
+            groups[name] = replace(groups[name], tau=base.data.groups()[name].tau)
         data = replace(smooth.data, mixture=groups)
         changed = replace(smooth, name=base.name, run_root=base.run_root, mask_rate=base.mask_rate, data=data)
         assert changed == replace(base, data=replace(base.data, mixture=base.data.groups()))

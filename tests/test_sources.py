@@ -75,10 +75,10 @@ def test_all_scripts_of_a_language_are_one_stream_and_removed_text_is_none(tmp_p
         corpus_inputs("fineweb2", ["fao", "xho"], str(mirror))
 
 
-def test_fineweb2_hq_makes_streams_of_fineweb2(tmp_path: Path) -> None:
+def test_fineweb2_hq_makes_streams_of_its_own(tmp_path: Path) -> None:
     names = ("deu_Latn/a.parquet", "cmn_Hani/a.parquet", "README.md")
     mirror = write(tmp_path, *(f"epfml/FineWeb2-HQ/{name}" for name in names))
-    assert list(corpus_inputs("fineweb2-hq", mirror=str(mirror))) == [("fineweb2", "cmn"), ("fineweb2", "deu")]
+    assert list(corpus_inputs("fineweb2-hq", mirror=str(mirror))) == [("fineweb2-hq", "cmn"), ("fineweb2-hq", "deu")]
 
 
 def test_languages_of_wikipedia_are_made_canonical(tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_a_mirror_may_lie_on_another_file_system() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/mirror/epfml/FineWeb2-HQ/deu_Latn/a.parquet", b"12345")
     try:
-        (file,) = corpus_inputs("fineweb2-hq", mirror="memory://mirror")["fineweb2", "deu"]
+        (file,) = corpus_inputs("fineweb2-hq", mirror="memory://mirror")["fineweb2-hq", "deu"]
         assert (file.path, file.size) == ("memory://mirror/epfml/FineWeb2-HQ/deu_Latn/a.parquet", 5)
         with fsspec.open(file.path) as opened:
             assert opened.read() == b"12345"
         memory.pipe("/mirror/epfml/FineWeb2-HQ/deu_Latn/a.parquet", b"54321")
-        (changed,) = corpus_inputs("fineweb2-hq", mirror="memory://mirror")["fineweb2", "deu"]
+        (changed,) = corpus_inputs("fineweb2-hq", mirror="memory://mirror")["fineweb2-hq", "deu"]
         assert changed.stamp != file.stamp
     finally:
         memory.rm("/mirror", recursive=True)

@@ -3,6 +3,9 @@
 COUNTS.csv is `statistics/language_counts.csv` of github.com/JHU-CLSP/mmBERT: tokens of each language in each mixture.
 Those of phase 1 are n^0.7 already; to the power tau / 0.7 they must be those of a later phase. L languages, those of
 all mixtures without English, which tau does not touch. docs/recipe.md holds what this prints.
+
+The last line is what tau gives the languages of FineWeb2-HQ, among those of phase 2, from what they had there: the
+shares of the YAMLs' group `fineweb2_hq` within FineWeb2's.
 """
 import argparse
 import csv
@@ -16,7 +19,9 @@ from mmbert.config import load_config
 from mmbert.languages import find
 from mmbert.mixture import Floats, temperature_shares
 from mmbert.recipe_table import table
+from mmbert.streams import read_languages
 
+HQ = "yamls/languages/fineweb2-hq.txt"
 # YAML -> column of the file, phase 1's first.
 COLUMNS = {
     "phase1": "pretrain",
@@ -27,18 +32,22 @@ COLUMNS = {
 }
 
 
-def read_counts(path: Path) -> tuple[list[str], Floats]:
-    """Codes of the L languages, largest of phase 1 first, and their tokens in each mixture, (L, mixtures).
+def read_counts(path: Path, mixtures: Sequence[str] = tuple(COLUMNS)) -> tuple[list[str], Floats]:
+    """Codes of the L languages, largest of the first mixture first, and their tokens in each mixture, (L, mixtures).
+
+    Args:
+        mixtures: L are the languages of all of them.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is another.
     """
+    columns = [COLUMNS[name] for name in mixtures]
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     missing = {"language", *COLUMNS.values()} - set(rows[0] if rows else ())
     if missing:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; give mmBERT's language_counts.csv")
-    counts = {row["language"]: [int(row[column]) for column in COLUMNS.values()] for row in rows}
+    counts = {row["language"]: [int(row[column]) for column in columns] for row in rows}
     common = {code: row for code, row in counts.items() if min(row) > 0 and code not in ("eng", "code")}
     codes = sorted(common, key=lambda code: -common[code][0])
     return codes, np.array([common[code] for code in codes], dtype=np.float64)
@@ -50,6 +59,14 @@ def predicted_and_published(counts: Floats) -> dict[str, tuple[Floats, Floats]]:
     shares = counts / counts.sum(axis=0)
     later = enumerate(list(COLUMNS)[1:], start=1)
     return {name: (temperature_shares(counts[:, 0], taus[i] / taus[0]), shares[:, i]) for i, name in later}
+
+
+def shares_of_hq(path: Path) -> dict[str, float]:
+    """What tau gives the languages of FineWeb2-HQ of FineWeb2's tokens in each mixture from phase 2 on."""
+    codes, tokens = read_counts(path, ["phase2"])
+    of_hq = np.isin(codes, read_languages([HQ], "languages"))
+    taus = {name: load_config(f"yamls/{name}.yaml").data.groups()["fineweb2"].tau.start for name in list(COLUMNS)[1:]}
+    return {name: temperature_shares(tokens[:, 0], tau / taus["phase2"])[of_hq].sum() for name, tau in taus.items()}
 
 
 def summary_row(name: str, codes: Sequence[str], predicted: Floats, published: Floats) -> dict[str, str]:
@@ -81,7 +98,8 @@ def comparison(path: Path) -> str:
         }
         for i, (code, language) in enumerate(zip(codes, known, strict=True))
     ]
-    return f"{table(short)}\n\n{table(full)}"
+    of_hq = ", ".join(f"{name} {share:.4%}" for name, share in shares_of_hq(path).items())
+    return f"{table(short)}\n\n{table(full)}\n\nThe languages of FineWeb2-HQ have of FineWeb2: {of_hq}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
