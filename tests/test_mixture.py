@@ -170,6 +170,15 @@ def test_a_cap_that_the_languages_cannot_fill_is_refused_with_the_arithmetic() -
         plan.token_shares([0.3])
 
 
+def test_of_a_duration_that_the_text_does_not_fill_the_longest_that_it_does_is_named_first() -> None:
+    """A duration that was copied is the usual mistake, and a max_repeats of 20 would hide it."""
+    group = Group("small", 0.25, Schedule(0.3), 2.0, np.arange(2))
+    tokens = np.array([100, 101])
+    with pytest.raises(ValueError, match=r"; shorten duration to at most 1,608, .*, or raise max_repeats to at least"):
+        group_shares(group, tokens, 0.3, 10_000)
+    assert group_shares(group, tokens, 0.3, 1_608).sum() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_phase_may_read_all_that_its_languages_have_exactly_once(seed: int) -> None:
     """In floating point the caps of many languages sum to a last bit below 1 or above."""

@@ -184,10 +184,12 @@ def group_shares(group: Group, tokens: Integers, tau: float, duration: int) -> F
     caps = np.full(len(tokens), np.inf) if group.max_repeats is None else tokens * (group.max_repeats / wanted)
     if group.max_repeats is not None and caps.sum() < 1.0 - 1e-9:  # whose tokens are just enough
         least = ceil(100 * wanted / tokens.sum()) / 100
+        longest = floor(tokens.sum() * group.max_repeats / group.share)
         raise ValueError(
             f"data.mixture.{group.name}: share {group.share:g} of {duration:,} tokens is {wanted:,.0f}, but its "
             f"languages have {tokens.sum():,} tokens, {tokens.sum() * group.max_repeats:,.0f} at max_repeats "
-            f"{group.max_repeats:g}; raise max_repeats to at least {least:.2f}, or lower the share"
+            f"{group.max_repeats:g}; shorten duration to at most {longest:,}, or lower the share, or raise max_repeats "
+            f"to at least {least:.2f}"
         )
     if group.floor is not None:
         check_floor(group, caps)
