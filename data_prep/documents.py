@@ -11,7 +11,7 @@ from data_prep.formats import read_texts
 from data_prep.inputs import InputFile, format_of, text_bytes
 from data_prep.normalise import normalise
 
-UNDIVIDED_BYTES = 100_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
+UNDIVIDED_BYTES = 5_000  # of a .txt: who writes one document of that size leaves a blank line somewhere in it
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from data_prep.split import DEFAULT_HELDOUT_RATE, check_heldout_rate
 from data_prep.totals import few, totals_table, undivided_line
 from data_prep.work import Settings, StreamPlan, Work, check_output, plan, write_plan
 from mmbert.command import errors_in_one_line, local_folder
-from mmbert.manifest import read_manifest, stream_folder
+from mmbert.manifest import SPLITS, read_manifest, stream_folder
 from mmbert.packing import check_row_length
 from mmbert.run_lock import sole_writer
 from mmbert.streams import read_languages
@@ -109,6 +109,12 @@ def select(inputs: Inputs, languages: Sequence[str]) -> Inputs:
     return {stream: files for stream, files in inputs.items() if stream[1] in wanted}
 
 
+def print_names(line: str, names: Sequence[str]) -> None:
+    """A line with the names in it; none where there are none."""
+    if names:
+        print(line.format(few(names)))
+
+
 def report(work: Work, tried: Sequence[StreamPlan]) -> int:
     """Print what there is now; the exit status.
 
@@ -130,8 +136,12 @@ def report(work: Work, tried: Sequence[StreamPlan]) -> int:
             manifests.append(read_manifest(stream_folder(work.output, split, stream.source, stream.language)))
     print(totals_table(manifests))
     print(f"{documents:,} documents read; left out: {duplicates:,} exact duplicates, {empty:,} without text")
-    if textless:
-        print(f"no rows were made of {few(textless)}: there is no text in their files")
+    names = {split: {f"{one.source}/{one.language}" for one in manifests if one.split == split} for split in SPLITS}
+    print_names("no rows were made of {}: there is no text in their files", textless)
+    print_names(
+        "no text is held out of {}: nothing can be measured there, which takes two documents",
+        sorted(names["train"] - names["heldout"]),
+    )
     if undivided:
         print(undivided_line(undivided))
     there = {(manifest.source, manifest.language) for manifest in manifests}

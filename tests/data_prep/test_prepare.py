@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from streaming import MDSWriter
 
-from data_prep import documents, partition, prepare, publish, verify, work
+from data_prep import partition, prepare, publish, verify, work
 from data_prep.split import document_hash, split_documents
 from data_prep.steps import shares
 from data_prep.totals import few
@@ -152,14 +152,13 @@ def test_a_large_txt_without_a_blank_line_is_named(
     request: pytest.FixtureRequest, buckets: str,
 ):  # fmt: skip
     """A document on each line is what its writer meant, and rows of one document are what comes of it."""
-    monkeypatch.setattr(documents, "UNDIVIDED_BYTES", 500)
     if buckets == "many":
         request.getfixturevalue("small_buckets")
     folder = tmp_path / "text" / "fao"
     folder.mkdir(parents=True)
     lines = [text.strip() for text in documents_of("fao")]
-    (folder / "lign\udce9s.txt").write_text("\n".join(lines[:20]) + "\n\n")  # in Latin-1, as an old archive has it
-    (folder / "divided.txt").write_text("\n\n".join(lines[20:40]))
+    (folder / "lign\udce9s.txt").write_text("\n".join(lines) + "\n\n")  # in Latin-1, as an old archive has it
+    (folder / "divided.txt").write_text("\n\n".join(lines))
     (folder / "short.txt").write_text(lines[40][:400])
     write_jsonl(folder / "one.jsonl", [" ".join(lines)])
     arguments = arguments_of(tmp_path / "text", corpus, tmp_path / "out")
@@ -203,6 +202,18 @@ def test_languages_without_text_are_named_and_of_them_alone_there_are_no_rows(
 def test_many_names_are_told_in_a_few():
     assert few(["a", "b"]) == "a, b"
     assert few(list(map(str, range(12)))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
+def test_languages_without_held_out_text_are_named(
+    text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    arguments = arguments_of(text, corpus, tmp_path / "out")
+    for _ in range(2):  # it is told again when nothing is left to do
+        call(monkeypatch, prepare.main, *arguments)
+        said = capsys.readouterr().out
+        assert "no text is held out of own/isl: nothing can be measured there, which takes two documents\n" in said
+    call(monkeypatch, prepare.main, *arguments, "--languages", "fao", "nno")
+    assert "no text is held out" not in capsys.readouterr().out
 
 
 def test_the_key_of_the_text_is_the_one_asked_for(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
