@@ -27,7 +27,7 @@ SMALLEST, LARGEST = 8, 512  # rows of a global batch
 GPU = Path("/dev/nvidia0")
 TEMPLATE = """\
 # Made by data_prep.starter from {rows}: {tokens:,} tokens in {num_languages} languages.
-# Train: composer main.py {path}
+# Train: {command}
 {little}extends: [{common}, {model}]
 name: {name}
 run_root: {run_root}
@@ -70,6 +70,12 @@ def quoted(value: Path | str | list[str]) -> str:
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
+def train_command(path: Path, device: str) -> str:
+    """What trains a YAML; on a CPU with the launcher that sets what speeds it up, and ends without a traceback."""
+    program = "python -m mmbert.launch --nproc 1" if device == "cpu" else "composer"
+    return f"{program} main.py {shlex.quote(str(path))}"
+
+
 def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, on_gpu: bool) -> str:
     """The YAML.
 
@@ -93,7 +99,7 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
         rows=rows,
         tokens=tokens,
         num_languages=len(train),
-        path=shlex.quote(str(path)),
+        command=train_command(path, "auto" if on_gpu else "cpu"),
         little=LITTLE.format(passes=duration / tokens) if duration > 2 * PASSES * tokens else "",
         common=quoted(yamls / "common.yaml"),
         model=quoted(yamls / "model" / ("small.yaml" if on_gpu else "tiny.yaml")),
@@ -120,21 +126,21 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
     )
 
 
-def misfit(path: Path, rows: Path) -> str:
-    """How a YAML that is there already does not fit the rows, in words; "" where it does."""
+def look_at(path: Path, rows: Path) -> tuple[str, str]:
+    """How a YAML that is there already does not fit the rows, in words, "" where it does; and its device."""
     try:
         config = load_config(path)
         named = {"/".join(stream) for stream in mixture_streams(config)[0]}
     except Exception as error:  # its owner may have written anything
-        return f"cannot be loaded: {textwrap.shorten(str(error), 300)}"
+        return f"cannot be loaded: {textwrap.shorten(str(error), 300)}", "auto"
     if Path(config.data.root).resolve() != rows.resolve():
-        return f"trains on {config.data.root}, not on {rows}"
+        return f"trains on {config.data.root}, not on {rows}", config.device
     train = [folder for folder in find_streams(rows) if folder.parents[1].name == "train"]
     there = {f"{folder.parent.name}/{folder.name}" for folder in train}
     parts = [f"leaves out {few(sorted(there - named))}"] if there - named else []
     if named - there:
         parts.append(f"names {few(sorted(named - there))}, of which there are no rows")
-    return " and ".join(parts)
+    return " and ".join(parts), config.device
 
 
 @errors_in_one_line()
@@ -146,10 +152,10 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "gpu"], help="what will train (default: what this machine has)")
     arguments = parser.parse_args()
     if arguments.output.exists():
-        found = misfit(arguments.output, arguments.rows)
+        found, device = look_at(arguments.output, arguments.rows)
         remedy = f", but it {found}: move it away to have a new one" if found else ""
         print(f"{arguments.output} is there already, and stays as it is{remedy}")
-        print(f"Train: composer main.py {shlex.quote(str(arguments.output))}")
+        print(f"Train: {train_command(arguments.output, device)}")
     else:
         manifests = [read_manifest(folder) for folder in find_streams(arguments.rows)]
         on_gpu = GPU.exists() if arguments.device is None else arguments.device == "gpu"

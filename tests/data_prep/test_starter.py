@@ -38,7 +38,10 @@ def test_the_yaml_loads_is_planned_and_says_what_is_there(
     monkeypatch.setattr(starter, "GPU", Path("/dev/null" if gpu else "/dev/nowhere"))
     config = start(monkeypatch, corpus, shards, output)
     said = capsys.readouterr().out
-    assert f"Train: composer main.py {output}" in said
+    program = "composer" if gpu else "python -m mmbert.launch --nproc 1"
+    assert f"Train: {program} main.py {output}\n" in said
+    start(monkeypatch, corpus, shards, output)  # of a YAML that is there it is what its device takes
+    assert capsys.readouterr().out.endswith(f"Train: {program} main.py {output}\n")
     assert "Little text" not in said
     tokens = sum(read_manifest(folder).tokens for folder in (shards / "train" / "own").iterdir())
     assert f": {tokens:,} tokens in 3 languages." in output.read_text()
@@ -85,6 +88,7 @@ def test_names_and_places_are_read_back_as_they_are(
     (tmp_path / "text").mkdir()
     for language in ("fao", "yes"):
         write_jsonl(tmp_path / "text" / f"{language}.jsonl", [f"beda gola {number} " for number in range(60)])
+    monkeypatch.setattr(starter, "GPU", Path("/dev/null"))
     folder = tmp_path / "a: b, [c] #d é" / "2024"
     arguments = arguments_of(tmp_path / "text", corpus, folder / "rows", "--source", "123")
     call(monkeypatch, prepare.main, *arguments)
