@@ -53,7 +53,11 @@ checkpoint: {{interval: {interval}}}
 LITTLE = """\
 # Little text: the phase passes over it {passes:,.0f} times. That shows that everything works; a real model needs more.
 """
-CPU_LINES = "device: cpu # a tiny model, in fp32; data_prep.starter --device gpu writes a small one\nprecision: fp32\n"
+CPU_LINES = """\
+device: cpu # a tiny model, in fp32; data_prep.starter --device gpu writes a small one
+precision: fp32
+logging: {interval_batches: 1} # a line on the console each step, which takes seconds
+"""
 VALIDATION = "validation: {{interval: {interval}, root: {root}, source: {source}, languages: {languages}, rows: 128}}\n"
 
 

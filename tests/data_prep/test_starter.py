@@ -52,6 +52,7 @@ def test_the_yaml_loads_is_planned_and_says_what_is_there(
     assert config.parent is None
     assert config.data.num_workers == (4 if gpu else 0)
     assert (config.device, config.precision) == (("auto", "amp_bf16") if gpu else ("cpu", "fp32"))
+    assert config.logging.interval_batches == (10 if gpu else 1)  # a step takes seconds on a CPU
     assert config.model.hidden_size == load_config(f"yamls/{'small' if gpu else 'demo'}/phase1.yaml").model.hidden_size
     assert config.model.vocab_size == 512
     assert config.max_seq_len == 64
