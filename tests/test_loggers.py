@@ -1,12 +1,16 @@
 """wandb and TensorBoard get the metrics, change nothing, and end no run."""
 import json
+import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from composer.loggers import WandBLogger
 
+from mmbert import loggers
 from mmbert.loggers import TensorBoard, WandB, wandb_id
 from mmbert.processes import STOPPED
 from tests.conftest import Corpus, Finished
@@ -113,6 +117,42 @@ def test_no_logger_ends_a_run(corpus: Corpus, finished: Finished, tmp_path: Path
     assert outcome.exit_code == 0, outcome.output
     assert outcome.output.count(told) == 1
     assert losses(outcome) == losses(finished[1]["phase1"])
+
+
+def wandb_never_ends() -> None:
+    """As if its server were gone: it tries again and again."""
+    import wandb
+
+    replace(wandb, "finish", lambda *_: time.sleep(1000))
+    replace(loggers, "FINISH_SECONDS", 1.0)
+
+
+def test_a_wandb_that_does_not_end_hinders_no_run_from_ending(corpus: Corpus, tmp_path: Path) -> None:
+    arguments, changes = [prepare(tmp_path / "it", corpus), *WANDB], [wandb_never_ends]
+    stopped = train(arguments, tmp_path / "steps.jsonl", 12, signal.SIGTERM, changes, OFFLINE)
+    assert stopped.exit_code == STOPPED, stopped.output
+    [told] = [line for line in stopped.output.splitlines() if "wandb does not end" in line]
+    [folder] = (tmp_path / "it" / "runs" / "phase1" / "wandb").glob("offline-run-*")
+    assert told == f"wandb does not end; what it lacks is sent with: wandb sync --append {folder}"
+
+
+def test_of_a_wandb_that_does_not_end_nothing_is_left_that_python_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers, "FINISH_SECONDS", 0.1)
+    monkeypatch.setattr(WandBLogger, "post_close", lambda self: time.sleep(1000))
+    core = shutil.copy(str(shutil.which("sleep")), tmp_path / "wandb-core")
+    children = [subprocess.Popen([program, "1000"]) for program in (core, "sleep")]
+    try:
+        logger = WandB.__new__(WandB)
+        logger.run_dir = str(tmp_path / "files")
+        logger.post_close()
+        assert children[0].wait(10) == -signal.SIGKILL
+        assert children[1].poll() is None
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def test_the_id_stays_with_the_folder(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Where metrics go besides the console and the ledger: wandb and TensorBoard, by choice. Neither ever ends a run."""
 import logging
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from composer import Logger, State
 from composer.core import Event
 from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
@@ -13,6 +15,8 @@ from mmbert.atomic import write_file
 from mmbert.config import RunConfig
 
 log = logging.getLogger(__name__)
+
+FINISH_SECONDS = 60.0  # that wandb may take at the end; Slurm gives a run three minutes to save and end
 
 
 class Tolerant(LoggerDestination):
@@ -65,6 +69,18 @@ class WandB(Tolerant, WandBLogger):
             log.warning("wandb cannot begin, this attempt trains without it: %s", error)
             self.options["mode"] = "disabled"
             super().init(state, logger)
+
+    def post_close(self) -> None:
+        """Send what is left, or leave it: without its server wandb tries for ever, and the watchdog has gone by now."""
+        finish = threading.Thread(target=super().post_close, daemon=True)
+        finish.start()
+        finish.join(FINISH_SECONDS)
+        if finish.is_alive():
+            folder = Path(str(self.run_dir)).parent
+            log.warning("wandb does not end; what it lacks is sent with: wandb sync --append %s", folder)
+            for child in psutil.Process().children():
+                if child.name() == "wandb-core":  # at its exit Python would wait for it, too
+                    child.kill()
 
 
 class TensorBoard(Tolerant, TensorboardLogger):
