@@ -15,7 +15,7 @@ while [[ ${1:-} == --* ]]; do
   esac
   shift
 done
-if [[ $# = 0 || $1 == *=* ]]; then
+if [[ ${*/*=*/} != *[![:space:]]* ]]; then  # all are overrides: none is a CONFIG
   set -- yamls/{phase{1,2,3-eng,3-cont,3-all},merge}.yaml "$@"
 fi
 list=$(run_python -m mmbert.stages "${stages[@]}" "$@")

@@ -26,6 +26,15 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**without_slurm, "CLUSTER_ENV": str(tmp_path / "cluster.env")}
 
 
+@pytest.fixture
+def without_slurm(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Of a machine that has no more than the scripts need, in the folder `tools`."""
+    (tmp_path / "tools").mkdir()
+    for name in ("bash", "env", "mkdir", "awk", "cut", "id"):
+        (tmp_path / "tools" / name).symlink_to(str(shutil.which(name)))
+    return {**environment, "PATH": str(tmp_path / "tools")}
+
+
 def run(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -45,13 +54,7 @@ def test_a_dry_run_prints_the_jobs_of_the_papers_phases(environment: dict[str, s
         assert "--gpus-per-node=8 --cpus-per-task=64 --nodes=4" in line
 
 
-def test_a_dry_run_needs_no_slurm_and_a_submission_says_that_it_does(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
-    (tmp_path / "tools").mkdir()
-    for name in ("bash", "env", "mkdir", "awk", "cut", "id"):
-        (tmp_path / "tools" / name).symlink_to(str(shutil.which(name)))
-    without_slurm = {**environment, "PATH": str(tmp_path / "tools")}
+def test_a_dry_run_needs_no_slurm_and_a_submission_says_that_it_does(without_slurm: dict[str, str]) -> None:
     result = run(without_slurm, "slurm/all_phases.sh", "--dry-run")
     assert (result.returncode, result.stderr) == (0, "")
     assert len(result.stdout.splitlines()) == 5 + 1 + 6 + 6 + 1
@@ -86,6 +89,23 @@ def test_train_outside_a_job_submits_one(environment: dict[str, str]) -> None:
     result = run(environment, "slurm/train.sbatch", "--dry-run", "yamls/phase1.yaml", "optimizer.lr=1e-3")
     assert result.stdout.count("sbatch --parsable".replace(" ", "' '")) == 1
     assert result.stdout.strip().endswith("'slurm/train.sbatch' 'yamls/phase1.yaml' 'optimizer.lr=1e-3'")
+
+
+def test_an_override_may_stand_before_the_yaml_that_alone_is_meant(
+    without_slurm: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = (f"run_root={tmp_path}", "yamls/phase1.yaml")
+    result = run(without_slurm, "slurm/all_phases.sh", "--dry-run", "--train-only", *arguments)
+    assert result.stdout.strip().endswith(f"'slurm/train.sbatch' 'yamls/phase1.yaml' 'run_root={tmp_path}'")
+    assert len(result.stdout.splitlines()) == 1
+    result = run(without_slurm, "slurm/status.sh", *arguments)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["stage", "phase1", "phase1-hf", "phase1-bits"]
+
+
+def test_overrides_alone_are_for_the_papers_phases(environment: dict[str, str], tmp_path: Path) -> None:
+    overrides = (f"run_root={tmp_path}", "validation={rows: 3}")
+    result = run(environment, "slurm/all_phases.sh", "--dry-run", "--train-only", *overrides)
+    assert len(result.stdout.splitlines()) == 5, result.stderr
 
 
 def test_a_mistake_is_told_before_anything_is_submitted(environment: dict[str, str], tmp_path: Path) -> None:
