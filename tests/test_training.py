@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from safetensors.torch import load_file
 
 from mmbert.checkpoint import newest_checkpoint, read_state, step_folders
 from mmbert.config import load_config
+from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.ledger import read_ledger
+from mmbert.masking import Vocabulary, mask_batch
+from mmbert.ranks import Ranks
+from mmbert.tokenizer import load_tokenizer
 from tests.conftest import Corpus
 from tests.training_runs import Outcome, prepare, train, write_yamls
 
@@ -60,6 +65,21 @@ def test_a_phase_has_its_own_numbers_from_its_very_first_step(finished: tuple[Pa
     config = read_state(newest_checkpoint(folder / "runs" / "phase2"))["config"]
     assert config["model"]["global_rope_theta"] == config["model"]["local_rope_theta"] == 160000
     assert step["rows"] == [0, 1]
+
+
+def test_each_batch_is_masked_at_the_rate_of_its_first_token(finished: tuple[Path, dict[str, Outcome]]) -> None:
+    """Phase 3's rate falls from 15 % to 5 %: the same ids, masked here at the rate of a straight line, are the same."""
+    folder, outcomes = finished
+    config = load_config(folder / "phase3.yaml")
+    tokenizer = load_tokenizer(Path(config.tokenizer))
+    vocabulary = Vocabulary(tokenizer.vocab_size, tokenizer.mask_token_id, tokenizer.special_token_ids)
+    data = PhaseData.open(config, tokenizer)
+    batches = build_data(config, data, 0, Ranks(0, 1, None), Microbatches()).dataloader
+    tokens = 0
+    for step, batch in zip(outcomes["phase3"].steps, batches, strict=False):  # the loader has no end
+        masked = mask_batch(batch, config.phase_seed, 0.15 - 0.10 * tokens / config.duration, vocabulary)
+        assert zlib.crc32(masked["input_ids"].tobytes()) == step["ids"]
+        tokens = step["tokens"]
 
 
 def test_a_phases_tau_is_that_of_its_largest_group_of_languages(corpus: Corpus, tmp_path: Path) -> None:
