@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from callbacks.dropout_seed import DropoutSeed
+from callbacks.mask_ratio import MaskRatio
 from mmbert import data as data_module
 from mmbert.batch_memory import BatchMemory
 from mmbert.config import RunConfig, load_config
@@ -122,6 +124,25 @@ def test_two_ranks_read_the_rows_that_one_rank_reads(config: RunConfig) -> None:
     for batch, first, second in zip(alone, *halves, strict=True):
         assert [*first["input_ids"], *second["input_ids"]] == list(batch["input_ids"])
         assert [*first["row_positions"], *second["row_positions"]] == list(batch["row_positions"])
+
+
+def test_a_phase_on_its_parents_streams_begins_with_other_rows_masks_and_dropout(config: RunConfig) -> None:
+    tokenizer = load_tokenizer(Path(config.tokenizer))
+    logger: Any = SimpleNamespace(log_metrics=lambda values: None)
+    batch = first_batches(config, 0, 0, 1, 1)[0]
+    rows, masks, dropout = [], [], []
+    for name in ("phase1", "phase2"):
+        own = replace(config, name=name)
+        rows.append(first_batches(own, 0, 0, 1, 1)[0]["input_ids"])
+        phase: Any = SimpleNamespace(config=own, tokenizer=tokenizer, ranks=Ranks(0, 1, None))
+        state: Any = SimpleNamespace(batch=batch, timestamp=SimpleNamespace(token=0, batch=0))
+        MaskRatio(phase).after_dataloader(state, logger)
+        masks.append(state.batch["masked"])
+        DropoutSeed(phase).batch_start(state, logger)
+        dropout.append(torch.rand(8))
+    assert np.array_equal(rows[0], batch["input_ids"])
+    for parent, child in (rows, masks, dropout):
+        assert not np.array_equal(parent, child)
 
 
 def test_a_resumed_loader_goes_on_at_its_row(config: RunConfig) -> None:
