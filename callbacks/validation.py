@@ -21,6 +21,8 @@ from mmbert.validation import HeldoutSet, LanguageBits
 class Validation(Callback):
     """Validates when a step crosses a multiple of `validation.interval` tokens, and at the end of the phase.
 
+    Where it goes on from a parent also before its first step: what it improves is compared with that.
+
     Before the step's checkpoint, so that a run goes on from one only if its validation is done. A run that is asked to
     stop does not wait for it: it is done when the run goes on; but at the end of a phase, which nothing goes on from.
     Then `max_minutes` does not cut it off, or a run whose minutes it needs would begin with it for ever.
@@ -53,6 +55,7 @@ class Validation(Callback):
         except (OSError, ValueError) as caught:
             error = caught
         self.ranks.raise_together(error)
+        self.is_due |= self.config.parent is not None and int(state.timestamp.batch) == 0
         if self.is_due:
             self.validate(state, logger, lambda: self.stop.request.is_asked or self.stop.is_slurm_near())
         if self.ranks.any(self.is_due and self.stop.is_slurm_near()):

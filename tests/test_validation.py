@@ -172,6 +172,22 @@ def test_a_stop_in_the_step_of_a_validation_does_not_wait_for_it(corpus: Corpus,
     assert events(run_folder) == events(whole)
 
 
+def test_a_phase_with_a_parent_begins_with_what_that_scored(corpus: Corpus, whole: Path, tmp_path: Path) -> None:
+    yaml = prepare(tmp_path / "it", corpus, copied={"phase1": whole})
+    arguments, record = [yaml, validated(corpus), "name=child", "parent=phase1"], tmp_path / "steps.jsonl"
+    run_folder = tmp_path / "it" / "runs" / "child"
+    cut_off = train(arguments, record, changes=[partial(at_validation, 1, signal.SIGUSR1)])
+    assert cut_off.exit_code == 85, cut_off.output
+    assert not cut_off.steps
+    outcome = train(arguments, record)
+    assert outcome.exit_code == 0, outcome.output
+    assert list(events(run_folder)) == [0, *events(whole)]
+    [first], [*_, [last]] = events(run_folder)[0], events(whole).values()
+    assert (first["tokens"], first["streams"]) == (0, last["streams"])
+    assert train(arguments, record).exit_code == 0
+    assert len(events(run_folder)[0]) == 1  # a restart does not begin anew
+
+
 def test_it_may_be_switched_on_in_a_run_that_goes_on(corpus: Corpus, whole: Path, tmp_path: Path) -> None:
     yaml, record = prepare(tmp_path / "it", corpus), tmp_path / "steps.jsonl"
     _, second, _ = events(whole)
