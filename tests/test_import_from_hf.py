@@ -90,8 +90,14 @@ def test_the_printed_lines_are_the_yaml_of_the_imported_model(
 ) -> None:
     run = take(publish(tmp_path, local_attention=16, initializer_cutoff_factor=2.5), corpus.tokenizer)
     write_run_yamls(tmp_path, corpus)
-    (tmp_path / "mine.yaml").write_text("extends: [base.yaml]\nname: mine\n" + capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text("extends: [base.yaml]\nname: mine\nduration: 500M\n" + printed)
     config = load_config(tmp_path / "mine.yaml")
+    assert config.optimizer.lr == 1e-4  # common.yaml's is for random weights
+    assert (config.learning_rate.warmup, config.learning_rate.decay) == (25_000_000, 250_000_000)
+    readme = Path("README.md").read_text()
+    for line in printed.splitlines()[-2:]:
+        assert f"\n   {line}\n" in readme
     assert config.model == config_of(run)
     assert (config.run_root, config.parent, config.tokenizer) == (str(run.parent), "published", str(corpus.tokenizer))
 
@@ -129,7 +135,8 @@ def test_a_modernbert_goes_on_with_its_own_tokenizer(tmp_path: Path, capsys: pyt
     take(hub, tokenizer)
     write_run_yamls(tmp_path, Corpus(tokenizer, dict.fromkeys((64, 128), tmp_path / "rows")))
     (tmp_path / "mine.yaml").write_text("extends: [base.yaml]\nname: mine\n" + capsys.readouterr().out)
-    outcome = train([tmp_path / "mine.yaml", "duration=1500"], tmp_path / "steps.jsonl")
+    changes = ["duration=1500", "learning_rate.warmup=0", "learning_rate.decay=0", "learning_rate.floor=0"]
+    outcome = train([tmp_path / "mine.yaml", *changes], tmp_path / "steps.jsonl")
     assert outcome.exit_code == 0, outcome.output
     run, output = tmp_path / "runs" / "mine", tmp_path / "hf"
     convert_to_hf.main(["--checkpoint", str(run), "--output", str(output), "--prompt", f"{texts[0]} [MASK]"])

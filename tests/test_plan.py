@@ -319,7 +319,11 @@ def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: 
     (tmp_path / "published" / record).write_text("{}")
     model = asdict(load_config(path).model)
     state.write_text(json.dumps(first_state(model, "data/tokenizer-gemma2", "0")))
-    assert f"the same encoder as {tmp_path}/published, which was {made}" in found("ok", "learning_rate.warmup=1B")
+    going_on = ("learning_rate.warmup=1B", "optimizer.lr=4e-4")
+    assert f"the same encoder as {tmp_path}/published, which was {made}" in found("ok", *going_on)
+    high = f"optimizer.lr = 0.0008 is for random weights, and its parent published was {made}: unless that has yet to "
+    assert high in found("warning", "learning_rate.warmup=1B")
+    assert "random weights" not in found("warning", *going_on)
     assert f"warmup = 0, and its parent published was {made}" in found("warning", "learning_rate.warmup=0")
     decay = "learning_rate={shape: one_minus_sqrt, warmup: 0, decay: 0, floor: 0.02}"  # it refuses a warm-up
     assert "moments are zero, so take warmup_stable_decay and a warm-up" in found("warning", decay)

@@ -41,6 +41,11 @@ from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.untrained_run import first_state, untrained_run
 
 RECORD = "import.json"
+BEGINNING = """\
+# A beginning for a duration of 500M, not measured; common.yaml's 8e-4 is for random weights:
+optimizer: {lr: 1.0e-4}
+learning_rate: {shape: warmup_stable_decay, warmup: 25M, decay: 250M, floor: 0.02}
+"""
 
 
 @contextmanager
@@ -102,9 +107,9 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
 
 
 def yaml_lines(config: ModelConfig, tokenizer_folder: Path, output: Path) -> str:
-    """What a YAML must say to continue from `output`."""
+    """What a YAML must say to continue from `output`, and a rate to begin with."""
     run = {"run_root": str(output.parent), "parent": output.name, "tokenizer": str(tokenizer_folder)}
-    return OmegaConf.to_yaml({**run, "model": carried_fields(config)})
+    return OmegaConf.to_yaml({**run, "model": carried_fields(config)}) + BEGINNING
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -124,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with errors_in_one_line():
         config, difference = import_model(options.model, options.tokenizer, options.output)
     print(f"# {options.output}: {options.model}, largest difference of a logit {difference:.2e}")
-    print("# Continue from it with these lines in a YAML; the optimizer starts anew: give learning_rate.warmup.")
+    print("# Continue from it with these lines in a YAML; the optimizer starts anew, so keep a warmup.")
     print(yaml_lines(config, options.tokenizer, options.output), end="")
 
 

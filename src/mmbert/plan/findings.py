@@ -20,6 +20,7 @@ LOW_FILL = 0.5
 OVERSHOOT = 0.01  # of the phase
 RAISED = 1.05  # times the rate that the parent ended with
 HOURS_AT_STAKE = 3.0  # between two checkpoints
+HIGH_RATE = 4e-4  # half the recipe's peak for random weights; mmBERT's decays end at 1.6e-5
 UNTRAINED = {"import.json": "imported", "merge.json": "merged"}  # records of runs that trained on nothing
 
 
@@ -253,4 +254,7 @@ def untrained_texts(plan: PhasePlan) -> Texts:
         remedy = "give a warm-up" if rate.shape == "warmup_stable_decay" else "take warmup_stable_decay and a warm-up"
         texts.append(("warning", f"learning_rate.warmup = 0, and its parent {config.parent} was {made}: its moments "
                                  f"are zero, so {remedy}"))  # fmt: skip
+    if (peak := config.optimizer.lr) > HIGH_RATE:
+        texts.append(("warning", f"optimizer.lr = {peak:g} is for random weights, and its parent {config.parent} was "
+                                 f"{made}: unless that has yet to decay, begin lower, with 1e-4 say"))  # fmt: skip
     return texts or [("ok", f"the same encoder as {folder}, which was {made}; a warm-up, for its moments are zero")]
