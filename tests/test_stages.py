@@ -231,6 +231,18 @@ def test_two_phases_of_one_name_are_refused(untrained: Path) -> None:
         stages(yamls(untrained, "phase1", "other"))
 
 
+@pytest.mark.parametrize("name", ["two words", "a,b", "größer"])
+def test_a_name_that_the_shell_would_split_is_refused_before_anything_is_queued(untrained: Path, name: str) -> None:
+    (untrained / "odd.yaml").write_text(f"extends: [phase1.yaml]\nname: {name}\n")
+    Path(write_merge(untrained, "exponential: {run: phase1, ratio: 0.5}")).write_text(
+        f"name: {name}\nrun_root: {untrained / 'runs'}\nexponential: {{run: phase1, ratio: 0.5}}\n"
+    )
+    told = rf"^name = '{name}' cannot be that of a job: take letters, digits and \._\+=- alone$"
+    for yaml in ("odd", "merge"):
+        with pytest.raises(ValueError, match=told):
+            [stage.line() for stage in stages(yamls(untrained, "phase1", yaml))]
+
+
 def test_phases_in_two_run_roots_are_no_chain(untrained: Path) -> None:
     other = untrained / "other.yaml"
     other.write_text("extends: [phase1.yaml]\nname: other\nrun_root: elsewhere\n")

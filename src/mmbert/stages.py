@@ -5,6 +5,7 @@ trained; a report, of two evaluations or more, is the last. One line a stage, fo
 `done` or `todo`, the stages that it needs, and the arguments of Python, between tabs.
 """
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -46,7 +47,13 @@ class Stage:
     is_done: bool
 
     def line(self) -> str:
-        """For the shell; no part may hold a tab or be empty."""
+        """For the shell; no part may hold a tab or be empty.
+
+        Raises:
+            ValueError: the shell would take the name for several, or not for a job's.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9._+=-]+", self.name):
+            raise ValueError(f"name = {self.name!r} cannot be that of a job: take letters, digits and ._+=- alone")
         state, needs = "done" if self.is_done else "todo", ",".join(self.needs) or "-"
         return "\t".join((self.name, str(self.result.absolute()), state, needs, *self.arguments))
 
