@@ -17,6 +17,7 @@ from mmbert.stages import Stage, is_newer, stages
 from mmbert.status import Job, progress, queued_jobs, table
 from mmbert.status import main as status
 from tests.conftest import PHASES, Corpus, Finished
+from tests.damage import truncate
 from tests.tiny_runs import save_run
 from tests.training_runs import prepare
 
@@ -360,3 +361,17 @@ def test_the_table_tells_state_progress_and_restarts(finished: Finished) -> None
     assert lines[1].split()[:2] == ["phase1", "done"]
     assert lines[2].split() == ["phase4", "pending", "(Dependency)", "17"]
     assert lines[3].split() == ["phase5", "not", "queued", "-"]
+
+
+def test_the_table_is_told_beside_a_damaged_checkpoint(
+    corpus: Corpus, tmp_path: Path, finished: Finished,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = prepare(tmp_path / "it", corpus, copied={"phase1": finished[0] / "runs" / "phase1"}).parent
+    truncate(newest_checkpoint(folder / "runs" / "phase1") / "state.json", 0.5)
+    monkeypatch.setattr("sys.argv", ["status", *yamls(folder, "phase1", "phase2")])
+    monkeypatch.setattr("mmbert.status.queued_jobs", dict)
+    status()
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines[0].split()[-3:] == ["100.0%", "-", "0"]
+    assert [line.split()[0] for line in lines] == ["phase1", "phase2", "phase1-hf", "phase2-hf"]

@@ -58,10 +58,10 @@ def progress(config: RunConfig) -> tuple[str, ...]:
 
 def time_left(config: RunConfig, tokens: int) -> str:
     """Of training, at the mean speed up to the newest checkpoint; waiting in the queue is not in it."""
-    folders = step_folders(config.run_folder)
-    if not folders:
-        return "-"
-    state = read_state(folders[0])
+    try:
+        state = read_state(step_folders(config.run_folder)[0])
+    except (IndexError, OSError, ValueError):
+        return "-"  # none yet, or a damaged one, of which the run itself will say so
     seconds = state["seconds"] / max(1, state["tokens"]) * max(0, config.duration - tokens)
     return str(timedelta(seconds=round(seconds)))
 
