@@ -1,4 +1,5 @@
 """The published tokens of each language follow from phase 1's by tau; a small part of the published counts."""
+import csv
 import re
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmbert.published_shares import COLUMNS, main, predicted_and_published, read_counts, shares_of_hq
+from mmbert.streams import read_languages
 
 # Every sixth of the 59 languages that FineWeb2 has in all phases, by size: tokens in the mixtures of COLUMNS.
 COUNTS = {
@@ -63,6 +65,22 @@ def test_what_tau_gives_the_languages_of_fineweb2_hq_follows_from_phase_2(counts
     found = shares_of_hq(counts)
     assert found["phase2"] == pytest.approx(phase2[of_hq].sum() / phase2.sum())
     assert found["phase3-all"] == pytest.approx((phase2**0.6)[of_hq].sum() / (phase2**0.6).sum())
+
+
+def test_new_languages_that_were_all_read_twice_fit_tau_1_and_the_less_the_higher_the_cap_on_tau(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("yamls/published-sizes.csv").open(newline="") as file:
+        sizes = {row["language"]: int(row["tokens"]) for row in csv.DictReader(file) if row["source"] == "fineweb2"}
+    rows = [f"{code},0,0,0,0,{2 * sizes[code]}" for code in read_languages(["yamls/languages/phase3.txt"], "")]
+    (tmp_path / "counts.csv").write_text("\n".join([",".join(["language", *COLUMNS.values()]), *rows]) + "\n")
+    main([str(tmp_path / "counts.csv"), "--new"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| 1,724 | 2.00 | 2.00 | 2.0 | 2.0 | 2.0 |"
+    *capped, proportional = [int(share) for share in re.findall(r"(\d+)%", lines[-1])]
+    assert len(set(capped)) == 5
+    assert capped == sorted(capped)
+    assert proportional == 0
 
 
 def test_another_file_is_refused_with_what_it_lacks(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""Compares the shares that tau gives with those that mmBERT published: python -m mmbert.published_shares COUNTS.csv.
+"""Compares the shares that tau gives with those that mmBERT published.
+
+    python -m mmbert.published_shares COUNTS.csv
+    python -m mmbert.published_shares COUNTS.csv --new
 
 COUNTS.csv is `statistics/language_counts.csv` of github.com/JHU-CLSP/mmBERT: tokens of each language in each mixture.
 Those of phase 1 are n^0.7 already; to the power tau / 0.7 they must be those of a later phase. L languages, those of
-all mixtures without English, which tau does not touch. docs/recipe.md holds what this prints.
+all mixtures without English, which tau does not touch. With --new it is about those that Decay-All adds, and n is the
+estimate in yamls/published-sizes.csv. docs/recipe.md holds what this prints.
 
 The last line is what tau gives the languages of FineWeb2-HQ, among those of phase 2, from what they had there: the
 shares of the YAMLs' group `fineweb2_hq` within FineWeb2's.
@@ -17,7 +21,9 @@ import numpy as np
 from mmbert.command import errors_in_one_line
 from mmbert.config import load_config
 from mmbert.languages import find
-from mmbert.mixture import Floats, temperature_shares
+from mmbert.mixture import Floats, Group, group_shares, temperature_shares
+from mmbert.plan.counts import ESTIMATES
+from mmbert.plan.counts import read_counts as read_sizes
 from mmbert.recipe_table import table
 from mmbert.streams import read_languages
 
@@ -30,25 +36,29 @@ COLUMNS = {
     "phase3-eng": "decay-eng",
     "phase3-all": "decay-all",
 }
+NO_TAU = ("eng", "code")
+CAPS = (1.0, 1.2, 1.5, 2.0, 5.0)
+SOME = ("div", "kin", "uig")  # large ones, of which Decay-All read little
 
 
-def read_counts(path: Path, mixtures: Sequence[str] = tuple(COLUMNS)) -> tuple[list[str], Floats]:
-    """Codes of the L languages, largest of the first mixture first, and their tokens in each mixture, (L, mixtures).
-
-    Args:
-        mixtures: L are the languages of all of them.
+def read_table(path: Path) -> dict[str, list[int]]:
+    """Tokens of every language in each mixture.
 
     Raises:
         FileNotFoundError, ValueError: the file is not there, or is another.
     """
-    columns = [COLUMNS[name] for name in mixtures]
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     missing = {"language", *COLUMNS.values()} - set(rows[0] if rows else ())
     if missing:
         raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; give mmBERT's language_counts.csv")
-    counts = {row["language"]: [int(row[column]) for column in columns] for row in rows}
-    common = {code: row for code, row in counts.items() if min(row) > 0 and code not in ("eng", "code")}
+    return {row["language"]: [int(row[column]) for column in COLUMNS.values()] for row in rows}
+
+
+def read_counts(path: Path) -> tuple[list[str], Floats]:
+    """Codes of the L languages, largest of phase 1 first, and their tokens in each mixture, (L, mixtures)."""
+    counts = read_table(path)
+    common = {code: row for code, row in counts.items() if min(row) > 0 and code not in NO_TAU}
     codes = sorted(common, key=lambda code: -common[code][0])
     return codes, np.array([common[code] for code in codes], dtype=np.float64)
 
@@ -63,10 +73,12 @@ def predicted_and_published(counts: Floats) -> dict[str, tuple[Floats, Floats]]:
 
 def shares_of_hq(path: Path) -> dict[str, float]:
     """What tau gives the languages of FineWeb2-HQ of FineWeb2's tokens in each mixture from phase 2 on."""
-    codes, tokens = read_counts(path, ["phase2"])
-    of_hq = np.isin(codes, read_languages([HQ], "languages"))
+    column = list(COLUMNS).index("phase2")
+    tokens = {code: row[column] for code, row in read_table(path).items() if row[column] and code not in NO_TAU}
+    of_hq = np.isin(list(tokens), read_languages([HQ], "languages"))
+    sizes = np.array(list(tokens.values()), dtype=np.float64)
     taus = {name: load_config(f"yamls/{name}.yaml").data.groups()["fineweb2"].tau.start for name in list(COLUMNS)[1:]}
-    return {name: temperature_shares(tokens[:, 0], tau / taus["phase2"])[of_hq].sum() for name, tau in taus.items()}
+    return {name: temperature_shares(sizes, tau / taus["phase2"])[of_hq].sum() for name, tau in taus.items()}
 
 
 def summary_row(name: str, codes: Sequence[str], predicted: Floats, published: Floats) -> dict[str, str]:
@@ -102,14 +114,35 @@ def comparison(path: Path) -> str:
     return f"{table(short)}\n\n{table(full)}\n\nThe languages of FineWeb2-HQ have of FineWeb2: {of_hq}"
 
 
+def new_languages(path: Path) -> str:
+    """What Decay-All read of its new languages, in passes over the estimated sizes; what each cap on tau misplaces."""
+    config = load_config("yamls/phase3-all.yaml")
+    group, counts, sizes = config.data.groups()["fineweb2_new"], read_table(path), read_sizes(ESTIMATES)
+    codes = [code for code in read_languages(group.languages, "fineweb2_new") if code in counts]
+    published = np.array([counts[code][-1] for code in codes])
+    tokens = np.array([sizes[group.source, code].tokens for code in codes])
+    passes, tau, shares = published / tokens, group.tau.start, {}
+    for cap in CAPS:
+        capped = Group("fineweb2_new", group.share, group.tau, cap, np.arange(len(codes)))
+        shares[f"tau {tau:g}, cap {cap:.1f}"] = group_shares(capped, tokens, tau, config.duration)
+    shares["tau 1, no cap"] = tokens / tokens.sum()
+    read = {"languages": f"{len(codes):,}", "passes, median": f"{np.median(passes):.2f}"}
+    read["all together"] = f"{published.sum() / tokens.sum():.2f}"
+    read |= {code: f"{passes[codes.index(code)]:.1f}" for code in SOME}
+    misplaced = {name: f"{np.abs(each - published / published.sum()).sum() / 2:.0%}" for name, each in shares.items()}
+    return f"{table([read])}\n\n{table([misplaced])}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program; a mistake of the user ends it with one line and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m mmbert.published_shares", description="Compare tau's shares with the published ones."
     )
     parser.add_argument("counts", type=Path, help="mmBERT's language_counts.csv")
+    parser.add_argument("--new", action="store_true", help="of the languages that are new in Decay-All instead")
+    parsed = parser.parse_args(arguments)
     with errors_in_one_line():
-        print(comparison(parser.parse_args(arguments).counts))
+        print((new_languages if parsed.new else comparison)(parsed.counts))
 
 
 if __name__ == "__main__":
