@@ -1,4 +1,5 @@
 """The paper's corpora as inputs: which files, of which stream, and what is told when they are not there."""
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,15 @@ def test_a_corpus_of_one_language_is_found_at_any_depth_and_read(tmp_path: Path)
     folder = mirror / "allenai/dolmino-mix-1124/data/math"
     assert of(files, folder) == list(names)
     assert [list(read_texts(file)) for file in files] == [[f"allenai/dolmino-mix-1124/data/math/{n}"] for n in names]
+
+
+def test_the_documented_part_of_dclm_is_15_of_its_100_folders(tmp_path: Path) -> None:
+    (pattern,) = re.findall(r"--files '(filtered/[^']+)'", Path("docs/data.md").read_text())
+    corpus = corpora()["dclm"].repository
+    folders = [f"global-shard_{i:02}_of_10/local-shard_{j}_of_10" for i in range(1, 11) for j in range(10)]
+    mirror = write(tmp_path, *(f"{corpus}/filtered/a/b/processed_data/{name}/c.parquet" for name in folders))
+    ((stream, files),) = hf_inputs(corpus, "main", pattern, "dclm", "eng", mirror=str(mirror)).items()
+    assert (stream, len(files)) == (("dclm", "eng"), 15)
 
 
 def test_a_numbered_corpus_is_whole_or_refused(tmp_path: Path) -> None:
