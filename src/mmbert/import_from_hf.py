@@ -42,7 +42,7 @@ from mmbert.untrained_run import first_state, untrained_run
 
 RECORD = "import.json"
 BEGINNING = """\
-# A beginning for a duration of 500M, not measured; common.yaml's 8e-4 is for random weights:
+# A beginning for 500M tokens behind a model that has decayed, not measured; common.yaml's 8e-4 is for random weights:
 optimizer: {lr: 1.0e-4}
 learning_rate: {shape: warmup_stable_decay, warmup: 25M, decay: 250M, floor: 0.02}
 """
