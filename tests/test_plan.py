@@ -215,6 +215,21 @@ def test_what_training_refuses_of_rows_that_are_there_is_an_error_of_the_plan(co
     assert "name the tokenizer that made the rows" in errors(f"tokenizer={other}")
 
 
+def test_a_language_that_trains_and_could_be_validated_but_is_not_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    """As one that a decay adds to the mixture, and not to the validation that it inherits."""
+    write_yamls(tmp_path, corpus)
+    section = "interval: 1K, source: invented, languages: [laa, lab, lac, lad]"
+    validated = f"validation={{{section}, root: {corpus.shards[64]}}}"
+
+    def warnings(*changes: str) -> str:
+        return texts(plan_chain([str(tmp_path / "phase3.yaml")], [validated, *changes], None, None), "warning")
+
+    left_out = "2 languages train and have held-out text, but are not in validation.languages, and so never measured"
+    assert f"{left_out}: lae, laf" in warnings()
+    assert "held-out" not in warnings("validation.languages=[laa, lab, lac, lad, lae, laf]")
+    assert "held-out" not in warnings("data.mixture.small=null", "data.mixture.large.share=1")
+
+
 def test_a_last_step_behind_duration_is_no_break_of_max_repeats(corpus: Corpus, tmp_path: Path) -> None:
     write_yamls(tmp_path, corpus)
 

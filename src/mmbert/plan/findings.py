@@ -9,8 +9,10 @@ from mmbert.config import RunConfig
 from mmbert.file_contents import parse_object
 from mmbert.heldout import check_validation
 from mmbert.identity import KEPT, encoder_changes
+from mmbert.manifest import list_languages
 from mmbert.plan.counts import loaded
 from mmbert.plan.phase import Hardware, PhasePlan
+from mmbert.streams import mixture_streams, read_languages
 
 Level = Literal["ok", "warning", "error"]
 REPEATS = 5.0  # the paper's aim: no language read more often (docs/recipe.md)
@@ -71,7 +73,7 @@ def data_texts(plan: PhasePlan) -> Texts:
 
 
 def validation_texts(plan: PhasePlan) -> Texts:
-    """What training would refuse of the held-out rows, where they and the tokenizer are there."""
+    """What training would refuse of the held-out rows, and not look at, where they and the tokenizer are there."""
     config, validation = plan.config, plan.config.validation
     if validation is None or not Path(validation.root).is_dir() or not Path(config.tokenizer).is_dir():
         return []
@@ -79,6 +81,12 @@ def validation_texts(plan: PhasePlan) -> Texts:
         check_validation(config, loaded(config.tokenizer, config.model.vocab_size), is_whole=False)
     except (OSError, ValueError) as error:
         return [("error", str(error))]
+    trained = {language for source, language in mixture_streams(config)[0] if source == validation.source}
+    could_be = trained & set(list_languages(Path(validation.root), "heldout", validation.source))
+    if left_out := sorted(could_be - set(read_languages(validation.languages, "validation.languages"))):
+        return [("warning", f"{len(left_out)} languages train and have held-out text, but are not in "
+                            f"validation.languages, and so never measured: {', '.join(left_out[:8])}"
+                            f"{', ...' if len(left_out) > 8 else ''}")]  # fmt: skip
     return []
 
 
