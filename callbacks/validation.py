@@ -11,6 +11,7 @@ from callbacks.checkpointing import model_of
 from callbacks.liveness import Liveness
 from callbacks.planned_stop import PlannedStop
 from callbacks.run_ledger import RunLedger
+from mmbert.heldout import listed
 from mmbert.mixture import Integers
 from mmbert.scores import add_scores, no_scores
 from mmbert.streams import language_of
@@ -95,6 +96,7 @@ class Validation(Callback):
         values = metrics(bits)
         logger.log_metrics(values)
         mean = f"{values['validation/mean_bits_per_byte']:.3f} bits per byte, mean over {len(bits)} languages"
+        mean += listed({language_of(name): (one.bits / one.text_bytes, one.labels) for name, one in bits.items()})
         print(f"{self.config.name}  validated after {tokens:,} tokens: {mean}  {monotonic() - began:.1f} s", flush=True)
 
     def score(self, state: State, is_cut_off: Callable[[], bool]) -> Integers | None:

@@ -1,6 +1,7 @@
 """Validation in training: the numbers of the converted model, at fixed moments, and training none the wiser."""
 import json
 import os
+import re
 import signal
 import time
 from functools import partial
@@ -16,7 +17,7 @@ from mmbert import convert_to_hf
 from mmbert.config import load_config
 from mmbert.data import Microbatches
 from mmbert.evaluation import bits_per_byte
-from mmbert.heldout import check_validation, read_heldout
+from mmbert.heldout import check_validation, listed, read_heldout
 from mmbert.ledger import read_ledger
 from mmbert.ranks import Ranks
 from mmbert.scores import UNITS
@@ -55,6 +56,8 @@ def whole(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = train([prepare(folder / "it", corpus), validated(corpus)], folder / "steps.jsonl")
     assert outcome.exit_code == 0, outcome.output
     assert "bits per byte, mean over 3 languages" in outcome.output
+    each = r" languages \((\w+ \d\.\d\d\*(, |; )){3}\*: fewer than 1,000 masked tokens\)  \d"
+    assert re.search(each, outcome.output)
     return folder / "it" / "runs" / "phase1"
 
 
@@ -264,6 +267,15 @@ def test_every_language_counts_alike_in_the_mean() -> None:
         "validation/bits_per_byte/isl": 1.0,
         "validation/mean_bits_per_byte": 2.0,
     }
+
+
+def test_few_languages_are_listed_and_what_rests_on_few_tokens_is_marked() -> None:
+    assert listed({"fao": (3.214, 999), "isl": (2.98, 1000)}) == (
+        " (fao 3.21*, isl 2.98; *: fewer than 1,000 masked tokens)"
+    )
+    assert listed({"isl": (2.98, 1000)}) == " (isl 2.98)"
+    assert listed({str(number): (1.0, 1000) for number in range(12)}) != ""
+    assert listed({str(number): (1.0, 1000) for number in range(13)}) == ""
 
 
 def tell_beats(file: str) -> None:

@@ -4,7 +4,7 @@ Bits per byte in training (`validation.py`) and of converted models (`evaluation
 """
 # L tokens of one document, `<bos> … <eos>`; M of them masked
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from mmbert.tokenizer import Tokenizer
 
 MASK_RATE = 0.15
 """Of every document, in all phases, whatever they train at."""
+
+LISTED = 12  # languages that a line may name
+FEW_TOKENS = 1000
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,19 @@ def mask_documents(
         for number, ids, key in keys[part]
     ]
     return [document for document in masked if len(document.masked)]
+
+
+def listed(scores: Mapping[str, tuple[float, int]]) -> str:
+    """Bits per byte of each of a few languages for the end of a line, in brackets; "" where there are many.
+
+    Args:
+        scores: bits per byte and masked tokens of each; of few tokens they are marked as little to rely on.
+    """
+    if len(scores) > LISTED:
+        return ""
+    few = {name for name, (_, masked_tokens) in scores.items() if masked_tokens < FEW_TOKENS}
+    each = ", ".join(f"{name} {bits:.2f}{'*' if name in few else ''}" for name, (bits, _) in scores.items())
+    return f" ({each}{f'; *: fewer than {FEW_TOKENS:,} masked tokens' if few else ''})"
 
 
 def bits_per_byte(nll_per_token: float, num_tokens: int, text_bytes: int) -> float:

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, Mod
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.scoring import LanguageScore, score_languages
 from mmbert.file_contents import sha256_of
-from mmbert.heldout import check_heldout, read_heldout
+from mmbert.heldout import check_heldout, listed, read_heldout
 from mmbert.json_files import read_json, write_json
 from mmbert.manifest import Manifest
 from mmbert.published_model import headers
@@ -133,7 +133,8 @@ def evaluate(options: argparse.Namespace) -> str:
     scores = score_languages(model, languages, tokenizer, options.batch_tokens)
     write_json(options.output, evaluation_of(options.model, options.source, scores, inputs))
     mean = sum(score.bits_per_byte for score in scores.values()) / len(scores)
-    return f"{options.output}: {mean:.4f} bits per byte, mean over {len(scores)} languages"
+    each = listed({language: (score.bits_per_byte, score.masked_tokens) for language, score in scores.items()})
+    return f"{options.output}: {mean:.4f} bits per byte, mean over {len(scores)} languages{each}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
