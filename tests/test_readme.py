@@ -65,6 +65,10 @@ def test_the_yamls_of_the_readme_load(tmp_path: Path) -> None:
     assert sum(group.share for group in decay.data.groups().values()) == 1.0
     going_on = load_config(tmp_path / "mine-from-mmbert.yaml")
     assert (going_on.run_root, going_on.parent) == ("runs/mmbert-base", "published")
+    behind = (tmp_path / "mine-decay.yaml").read_text().replace("[mine.yaml]", "[mine-from-mmbert.yaml]")
+    behind = behind.replace("mixture:\n", "mixture:\n    kept: null\n")
+    (tmp_path / "behind.yaml").write_text(behind)  # the other example, which decays
+    assert load_config(tmp_path / "behind.yaml").learning_rate.decay == 0
     config = load_config(tmp_path / "mine.yaml")
     assert config.name == "mine"
     assert config.duration == 2_000_000_000
