@@ -251,6 +251,7 @@ def texts(chain: Chain, level: str) -> str:
     "changes, level, said",
     [
         (["device_train_microbatch_size=50"], "warning", "48 rows a GPU are 0.96 microbatches of 50"),
+        (["device_train_microbatch_size=50"], "warning", "a step: lower it, or give --gpus where there are not 8"),
         (["global_train_batch_size=4", "batch_size_warmup=null"], "error", "too small for 8 GPUs"),
         (["device_train_microbatch_size=144"], "warning", "are likely too much"),
         (["precision=fp32"], "error", "need amp_bf16"),

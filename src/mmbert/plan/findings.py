@@ -173,7 +173,8 @@ def batch_texts(config: RunConfig, hardware: Hardware) -> Texts:
             empty = 1 - rows / (needed * micro)
             why = f"{rows} rows a GPU are {rows / micro:.2f} microbatches of {micro}"
             return [("warning", f"device_train_microbatch_size = {micro}: {why}; on a GPU the last is filled up with "
-                                f"padding, {empty:.0%} of the work of such a step")]  # fmt: skip
+                                f"padding, {empty:.0%} of the work of such a step: lower it, or give --gpus where "
+                                f"there are not {gpus}")]  # fmt: skip
     return [("ok", f"every global batch cuts into whole microbatches of {micro} rows on {gpus} GPUs")]
 
 
