@@ -12,6 +12,8 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 100000000000
 export MALLOC_TOP_PAD_ ?= 536870912
 export GOMP_SPINCOUNT ?= 2000
+# A crash in native code leaves Python's stack.
+export PYTHONFAULTHANDLER ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
 .PHONY: help env demo clean-demo data plan test slurm-test faults bench profile report check lock convert-to-hf merge

@@ -246,10 +246,18 @@ def test_a_rank_that_finishes_early_is_no_reason_to_end_the_others(launch: Launc
     assert sorted(output.splitlines()) == ["rank 0 is done", "rank 1 is done", "rank 2 is done"]
 
 
+def test_a_crash_in_native_code_leaves_a_stack(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONFAULTHANDLER", raising=False)
+    status, _, messages = launch("os.kill(os.getpid(), signal.SIGSEGV)", "--nproc 1").end()
+    assert status == 128 + signal.SIGSEGV
+    assert re.search(r"Segmentation fault\n.*File .* in <module>\n", messages, re.DOTALL), messages
+    assert messages.endswith("launch: rank 0 was killed by signal 11 (SIGSEGV)\n")
+
+
 PRINT = """
 import json
 names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED"
-names += " MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_ GOMP_SPINCOUNT"
+names += " MALLOC_MMAP_MAX_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_ GOMP_SPINCOUNT PYTHONFAULTHANDLER"
 blocked = [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
 say(json.dumps({name: os.environ[name] for name in names.split()} | {"argv": sys.argv[1:], "blocked": blocked}))
 """
@@ -262,7 +270,7 @@ def environments(launched: Launched) -> list[dict[str, str]]:
 
 
 def test_a_rank_gets_its_place_the_settings_and_the_arguments(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "PYTHONFAULTHANDLER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")  # the user's wins
     monkeypatch.setenv("WORLD_SIZE", "512")  # a leftover loses
@@ -283,6 +291,7 @@ def test_a_rank_gets_its_place_the_settings_and_the_arguments(launch: Launch, mo
             "MALLOC_TRIM_THRESHOLD_": "100000000000",
             "MALLOC_TOP_PAD_": "536870912",
             "GOMP_SPINCOUNT": "77",
+            "PYTHONFAULTHANDLER": "1",
             "argv": ["one", "--two=2"],
             "blocked": [],
         }

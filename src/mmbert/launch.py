@@ -25,12 +25,14 @@ from mmbert.stop_request import ASKED_BY
 
 GRACE_SECONDS = 15.0  # Slurm kills a job 30 s after it asked it to end
 
-# CPU settings that change no number (docs/operations.md, "Speed on a CPU"); what the environment already has wins.
+# They change no number: speed on a CPU (docs/operations.md), and a crash in native code leaves Python's stack. What the
+# environment already has wins.
 SETTINGS = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "536870912",
     "GOMP_SPINCOUNT": "2000",
+    "PYTHONFAULTHANDLER": "1",
 }
 
 
