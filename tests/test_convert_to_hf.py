@@ -123,6 +123,22 @@ def test_what_is_converted_is_not_converted_again_unless_it_was_changed(
     assert weights.read_bytes() == before[0]
 
 
+def test_what_was_converted_and_is_no_longer_whole_is_converted_again_but_not_for_a_card_that_was_moved(
+    save_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(build())
+    convert(run, run / "hf")
+    before = files_of(run / "hf")
+    for name in before.keys() - {"README.md", "conversion.json"}:
+        (run / "hf" / name).unlink()
+        convert(run, run / "hf")
+        assert files_of(run / "hf") == before, name
+    (run / "hf" / "README.md").unlink()
+    capsys.readouterr()
+    convert(run, run / "hf")
+    assert "is up to date" in capsys.readouterr().out
+
+
 def test_what_was_converted_loads_without_a_word(save_run: Run) -> None:
     """transformers 4.57.6 warns of tokenizers that it takes for broken, and what it advises crashes."""
     run = save_run(build())

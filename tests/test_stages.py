@@ -10,6 +10,7 @@ from mmbert import convert_to_hf
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.config import load_config
 from mmbert.evaluation import bits_per_byte
+from mmbert.evaluation.run_records import CONVERTED
 from mmbert.file_contents import sha256_of
 from mmbert.ledger import last_step, read_ledger
 from mmbert.merge import main as merge
@@ -259,6 +260,13 @@ def test_a_line_for_the_shell_has_no_empty_part(untrained: Path) -> None:
         assert tuple(parts[4:]) == stage.arguments
 
 
+def write_converted(folder: Path) -> None:
+    """All files of a converted model but its record; nobody reads them here."""
+    folder.mkdir()
+    for name in CONVERTED:
+        (folder / name).touch()
+
+
 def test_a_finished_phase_is_done_and_a_converted_one_until_it_is_another(
     corpus: Corpus, tmp_path: Path, finished: Finished
 ) -> None:
@@ -270,7 +278,7 @@ def test_a_finished_phase_is_done_and_a_converted_one_until_it_is_another(
         return [stage.name for stage in stages(yamls(folder, "phase1", "phase2"), [VALIDATION]) if stage.is_done]
 
     assert done() == ["phase1"]
-    (run_folder / "hf").mkdir()
+    write_converted(run_folder / "hf")
     record, manifest = run_folder / "hf" / "conversion.json", newest_checkpoint(run_folder) / "manifest.json"
     conversion = {"checkpoint_sha256": sha256_of(manifest), "model_sha256": "of its weights"}
     record.write_text(json.dumps(conversion))
@@ -280,6 +288,10 @@ def test_a_finished_phase_is_done_and_a_converted_one_until_it_is_another(
     assert done() == ["phase1", "phase1-hf", "phase1-bits"]
     os.utime(record, (2e9, 2e9))  # copied, say
     assert done() == ["phase1", "phase1-hf", "phase1-bits"]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (run_folder / "hf" / name).unlink()  # as a purge of old files does
+        assert done() == ["phase1"]
+        (run_folder / "hf" / name).touch()
     record.write_text(json.dumps({**conversion, "model_sha256": "of others"}))
     assert done() == ["phase1", "phase1-hf"]
     record.write_text(json.dumps({"checkpoint_sha256": "of another"}))
@@ -318,7 +330,7 @@ def test_a_finished_phase_is_hashed_once(
     folder = prepare(tmp_path / "it", corpus, copied={"phase1": finished[0] / "runs" / "phase1"}).parent
     run_folder = folder / "runs" / "phase1"
     manifest = newest_checkpoint(run_folder) / "manifest.json"
-    (run_folder / "hf").mkdir()
+    write_converted(run_folder / "hf")
     (run_folder / "hf" / "conversion.json").write_text(json.dumps({"checkpoint_sha256": sha256_of(manifest)}))
     hashed: list[str] = []
     monkeypatch.setattr("mmbert.checkpoint.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))

@@ -24,6 +24,7 @@ from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, paramet
 from mmbert.checkpoint_files import write_tensors
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
+from mmbert.evaluation.run_records import is_whole
 from mmbert.file_contents import sha256_of
 from mmbert.json_files import read_json
 from mmbert.model import MmBertForMaskedLM
@@ -182,12 +183,10 @@ def read_record(output: Path) -> dict[str, Any]:
 
 
 def is_up_to_date(checkpoint: Path, output: Path) -> bool:
-    """Whether `output` was converted from this very checkpoint, and its weights are as they were written."""
-    record = read_record(output)
-    try:
-        model_sha256 = sha256_of(output / "model.safetensors")
-    except OSError:
+    """Whether `output` was converted from this very checkpoint, is whole, and its weights are as they were written."""
+    if not is_whole(output):
         return False
+    record, model_sha256 = read_record(output), sha256_of(output / "model.safetensors")
     inputs = (record.get("checkpoint_sha256"), record.get("model_sha256"))
     return inputs == (sha256_of(checkpoint / "manifest.json"), model_sha256)
 

@@ -17,7 +17,7 @@ from mmbert.checkpoint_files import read_state
 from mmbert.command import errors_in_one_line, yamls_and_overrides
 from mmbert.config import RunConfig, ValidationConfig, build_config, is_merge, read_yaml
 from mmbert.data_config import is_remote
-from mmbert.evaluation.run_records import BITS_PER_BYTE, CONVERT
+from mmbert.evaluation.run_records import BITS_PER_BYTE, CONVERT, is_whole
 from mmbert.file_contents import sha256_of
 from mmbert.finished import is_finished
 from mmbert.json_files import read_json
@@ -108,9 +108,9 @@ def conversion(config: AnyConfig, trained: Stage) -> Stage:
 
 
 def is_converted(config: AnyConfig) -> bool:
-    """Whether the converted model is that of the newest checkpoint, whose files are not hashed again for this."""
+    """Whether the converted model is that of the newest checkpoint; no file of either is hashed again for this."""
     record, folders = config.run_folder / "hf" / "conversion.json", step_folders(config.run_folder)
-    if not record.is_file() or not folders:
+    if not record.is_file() or not folders or not is_whole(record.parent):
         return False
     return read_json(record, CONVERT).get("checkpoint_sha256") == sha256_of(folders[0] / "manifest.json")
 

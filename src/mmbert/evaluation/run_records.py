@@ -10,6 +10,7 @@ from mmbert.streams import language_of
 
 BITS_PER_BYTE = "python -m mmbert.evaluation.bits_per_byte"
 CONVERT = "python -m mmbert.convert_to_hf"
+CONVERTED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class PhaseRecord:
         """Largest difference between a language's planned and realised share of all tokens; 0 of no languages."""
         realised = self.realised_share
         return max((abs(realised[language] - planned) for language, planned in self.planned_share.items()), default=0.0)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a converted model has all that it is loaded from; its card, somebody may have moved away to keep it."""
+    return all((folder / name).is_file() for name in CONVERTED)
 
 
 def sum_by_language(per_stream: dict[str, float]) -> dict[str, float]:
