@@ -21,7 +21,7 @@ fi
 list=$(run_python -m mmbert.stages "${stages[@]}" "$@")
 queue=
 if command -v squeue > /dev/null; then
-  queue=$(squeue --me --noheader --format='%A %k') || $dry_run
+  queue=$(squeue --me --noheader --format='%t %A %k') || $dry_run
 elif ! $dry_run; then
   echo "error: there is no squeue here: submit on a login node of the cluster, or look with --dry-run" >&2
   exit 1
@@ -41,6 +41,19 @@ submit() {  # NAME [argument of sbatch ...]: sets job[NAME]
   fi
 }
 
+in_queue() {  # RESULT [STATE]: the number of the job that makes it
+  awk -v result="$1" -v state="${2:-.}" \
+    '$1 ~ state && substr($0, length($1 $2) + 3) == result { print $2; exit }' <<< "$queue"
+}
+
+while IFS=$'\t' read -r name result state _; do  # before anything is submitted
+  ending=$(in_queue "$result" CG)  # cancelled, or to be queued again: nobody can tell yet
+  if [ "$state" = todo ] && [ -n "$ending" ]; then
+    echo "error: job $ending of $name is ending; run the same command again when it is gone" >&2
+    exit 1
+  fi
+done <<< "$list"
+
 declare -A job
 while IFS=$'\t' read -r -a field; do
   name=${field[0]} result=${field[1]} arguments=("${field[@]:4}") after=
@@ -48,7 +61,7 @@ while IFS=$'\t' read -r -a field; do
     echo "$name: done"
     continue
   fi
-  job[$name]=$(awk -v result="$result" 'substr($0, index($0, " ") + 1) == result { print $1; exit }' <<< "$queue")
+  job[$name]=$(in_queue "$result")
   if [ -n "${job[$name]}" ]; then
     echo "$name: job ${job[$name]} is queued already"
     continue

@@ -108,6 +108,30 @@ def test_overrides_alone_are_for_the_papers_phases(environment: dict[str, str], 
     assert len(result.stdout.splitlines()) == 5, result.stderr
 
 
+def test_a_job_that_is_ending_is_neither_queued_nor_gone(without_slurm: dict[str, str], tmp_path: Path) -> None:
+    queue = tmp_path / "queue"
+    for name, program in (
+        ("squeue", f"[ \"$3\" = \"--format=%t %A %k\" ] && cat {queue}"),
+        ("sbatch", f"echo x >> {tmp_path}/submitted; echo 100"),
+    ):
+        (tmp_path / "tools" / name).write_text(f"#!/bin/bash\n{program}\n")
+        (tmp_path / "tools" / name).chmod(0o755)
+    (tmp_path / "tools" / "cat").symlink_to(str(shutil.which("cat")))
+    phases = ("yamls/phase1.yaml", "yamls/phase2.yaml", f"run_root={tmp_path}/my runs")
+    command = ("slurm/all_phases.sh", "--train-only", *phases)
+
+    queue.write_text(f"PD 6 {tmp_path}/my runs/phase20\nCG 7 {tmp_path}/my runs/phase2\n")
+    result = run(without_slurm, *command)
+    told = "error: job 7 of phase2 is ending; run the same command again when it is gone\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", told)
+    assert not (tmp_path / "submitted").exists()
+
+    queue.write_text(f"R 7 {tmp_path}/my runs/phase1\n")
+    result = run(without_slurm, *command)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == ["phase1: job 7 is queued already", "phase2: job 100, after 7"]
+
+
 def test_a_mistake_is_told_before_anything_is_submitted(environment: dict[str, str], tmp_path: Path) -> None:
     result = run(environment, "slurm/all_phases.sh", "--dry-run", "yamls/phase1.yaml", "optimiser.lr=1e-3")
     assert result.returncode == 1
