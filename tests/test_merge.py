@@ -228,10 +228,11 @@ def test_other_settings_than_those_of_the_merge_that_is_there_are_refused(
     path = write(tmp_path, TIES)
     main([str(path)])
     refused(path, f"merged was merged from other inputs or settings: {message}.*another `name`", *overrides)
-    assert not is_merged(load_merge(path, overrides))
+    with pytest.raises(ValueError, match=message):
+        is_merged(load_merge(path, overrides))
 
 
-def test_a_run_that_changed_since_is_refused_and_the_merge_is_to_be_done_again(
+def test_a_run_that_changed_since_is_refused_and_without_it_nobody_knows(
     runs: Path, tmp_path: Path, corpus: Corpus
 ) -> None:
     path = write(tmp_path, TIES)
@@ -240,14 +241,16 @@ def test_a_run_that_changed_since_is_refused_and_the_merge_is_to_be_done_again(
     assert not is_merged(load_merge(path))
     save_run(runs, "eng", 9, corpus.tokenizer, config={"parent": "phase2"})
     refused(path, "eng/step-0000000008 was changed; give this merge another `name`, or move that folder away")
-    assert not is_merged(load_merge(path))
+    with pytest.raises(ValueError, match="eng/step-0000000008 was changed"):
+        is_merged(load_merge(path))
 
 
 def test_a_checkpoint_more_or_less_is_another_mean(runs: Path, tmp_path: Path) -> None:
     path = write(tmp_path, MEAN)
     main([str(path)])
     shutil.rmtree(runs / "all" / "step-0000000002")
-    assert not is_merged(load_merge(path))
+    with pytest.raises(ValueError, match="all/step-0000000004 was changed"):
+        is_merged(load_merge(path))
     refused(path, "was merged from other inputs or settings: all/step-0000000004 was changed")
 
 

@@ -12,6 +12,7 @@ from mmbert.config import load_config
 from mmbert.evaluation import bits_per_byte
 from mmbert.evaluation.run_records import CONVERTED
 from mmbert.file_contents import sha256_of
+from mmbert.identity import recipe
 from mmbert.ledger import last_step, read_ledger
 from mmbert.merge import main as merge
 from mmbert.stages import Stage, is_newer, stages
@@ -125,8 +126,20 @@ def test_a_merge_is_done_until_a_run_of_it_changes(corpus: Corpus, tmp_path: Pat
     assert states() == [True, False]
     lines = table(stages([path]), {}, {}).splitlines()
     assert [line.split() for line in lines[1:]] == [["merged", "done", "-"], ["merged-hf", "not", "queued", "-"]]
+    other = write_merge(tmp_path, "ties: {base: base, runs: {a: 1, b: 1}, density: 0.5, scale: 1}")
+    with pytest.raises(ValueError, match=r"merged from other inputs or settings: settings was .*'density': 0"):
+        stages([other])
+    write_merge(tmp_path, "ties: {base: base, runs: {a: 1, b: 1}, density: 1, scale: 1}")
     save_run(tmp_path / "runs", "b", 7, corpus.tokenizer, config={"parent": "base"})
-    assert states() == [False, False]
+    with pytest.raises(ValueError, match=r"merged from other inputs .*: b/step-0000000008 was changed; give"):
+        states()
+    save_run(tmp_path / "runs", "b", 7, corpus.tokenizer, finished=False)
+    with pytest.raises(ValueError, match="b, which it merges, has not run to its end"):
+        states()
+    (tmp_path / "runs" / "merged" / "merge.json").unlink()
+    save_run(tmp_path / "runs", "b", 2, corpus.tokenizer, config={"parent": "base"})
+    with pytest.raises(FileExistsError, match="merged exists and is no merge; give this merge another `name`"):
+        states()
 
 
 def test_the_status_of_a_chain_with_a_merge_tells_it_as_what_reads_a_model(
@@ -208,15 +221,49 @@ def test_a_phase_whose_parent_still_runs_is_refused(corpus: Corpus, untrained: P
     assert [stage.needs for stage in stages(yamls(untrained, "phase2"), train_only=True)] == [()]
 
 
+def begin(folder: Path, name: str, corpus: Corpus, steps: tuple[int, ...] = (8,)) -> Path:
+    """A phase that has trained as its YAML says, and is not finished."""
+    run_folder = save_run(folder / "runs", name, 0, corpus.tokenizer, steps, finished=False)
+    for path in run_folder.glob("step-*/state.json"):
+        state = json.loads(path.read_text())
+        state["identity"] |= recipe(load_config(folder / f"{name}.yaml"))
+        path.write_text(json.dumps(state))
+    return run_folder
+
+
+def test_a_phase_that_has_begun_is_refused_with_another_recipe_before_anything_is_queued(
+    corpus: Corpus, untrained: Path
+) -> None:
+    run_folder, free = begin(untrained, "phase1", corpus, (4, 8)), ["data.num_workers=1", "max_minutes=5"]
+    assert not stages(yamls(untrained, "phase1"), free, train_only=True)[0].is_done
+    told = r"phase1 was trained with another recipe: optimizer\.lr was 0\.003, is 0\.004; restore it"
+    with pytest.raises(ValueError, match=told):
+        stages(yamls(untrained, "phase1"), ["optimizer.lr=4e-3"], train_only=True)
+    truncate(run_folder / "step-0000000008" / "state.json", 0.5)  # training goes on from the one before
+    with pytest.raises(ValueError, match=told):
+        stages(yamls(untrained, "phase1"), ["optimizer.lr=4e-3"], train_only=True)
+    truncate(run_folder / "step-0000000004" / "state.json", 0.5)  # of which it will say so
+    assert not stages(yamls(untrained, "phase1"), ["optimizer.lr=4e-3"], train_only=True)[0].is_done
+
+
+def test_a_phase_that_has_begun_is_refused_where_its_parent_is_another_now(corpus: Corpus, untrained: Path) -> None:
+    path = begin(untrained, "phase2", corpus) / "step-0000000008" / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "callbacks": {"Checkpointing": {"parent_weights": "of another"}}}))
+    save_run(untrained / "runs", "phase1", 1, corpus.tokenizer)
+    with pytest.raises(ValueError, match="phase2 began with other weights than phase1 has now"):
+        stages(yamls(untrained, "phase2"), train_only=True)
+
+
 def test_a_phase_that_has_begun_needs_no_parent_any_more(corpus: Corpus, untrained: Path) -> None:
-    save_run(untrained / "runs", "phase2", 0, corpus.tokenizer, finished=False)
+    begin(untrained, "phase2", corpus)
     assert [stage.name for stage in stages(yamls(untrained, "phase2"), train_only=True)] == ["phase2"]
 
 
 def test_a_phase_that_has_begun_is_refused_beside_a_parent_that_would_be_trained_anew(
     corpus: Corpus, untrained: Path
 ) -> None:
-    save_run(untrained / "runs", "phase2", 0, corpus.tokenizer, finished=False)
+    begin(untrained, "phase2", corpus)
     wanted = r"runs/phase2 has trained, and its parent phase1 .* leave the YAML of phase1 out, or move .*phase2 away"
     with pytest.raises(ValueError, match=wanted):
         stages(yamls(untrained, "phase1", "phase2"))

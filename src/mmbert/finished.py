@@ -1,4 +1,5 @@
-"""Whether a run has reached its end, as the run that it is asked to be."""
+"""Whether a run has reached its end, and is the run that it is asked to be."""
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,37 @@ def check_parent(checkpoint: Path, state: dict[str, Any], config: RunConfig) -> 
         )
 
 
+def check_unchanged(checkpoint: Path, state: dict[str, Any], config: RunConfig) -> None:
+    """Both checks, of all that can be compared without the run's rows and its tokenizer.
+
+    Raises:
+        ValueError: see `check_identity` and `check_parent`.
+    """
+    asked = {key: value for key, value in state["identity"].items() if not key.startswith(("shards.", "tokenizer."))}
+    check_identity(checkpoint, asked, recipe(config))
+    check_parent(checkpoint, state, config)
+
+
+def check_begun(config: RunConfig) -> None:
+    """Refuse a run that training would refuse to go on with; hashes nothing, so it is as good as its state.json is.
+
+    Raises:
+        ValueError: see `check_unchanged`.
+    """
+    for folder in step_folders(config.run_folder):
+        with suppress(OSError, ValueError):  # broken: training goes on from one before
+            state = read_state(folder)
+            break
+    else:
+        return
+    check_unchanged(folder, state, config)
+
+
 def is_finished(config: RunConfig) -> bool:
     """Whether the run has reached its duration; hashes the checkpoint only if it says so.
 
     Raises:
-        ValueError: it has, with another recipe, where a longer duration, say, would be ignored; or see `check_parent`.
+        ValueError: it has, with another recipe, where a longer duration, say, would be ignored; see `check_unchanged`.
     """
     for newest in step_folders(config.run_folder)[:1]:
         try:
@@ -59,9 +86,6 @@ def is_finished(config: RunConfig) -> bool:
         except (ValueError, OSError):
             return False  # broken: whoever goes on with the run will say so
         if state["finished"] and is_valid(newest):
-            saved = state["identity"].items()
-            asked = {key: value for key, value in saved if not key.startswith(("shards.", "tokenizer."))}
-            check_identity(newest, asked, recipe(config))
-            check_parent(newest, state, config)
+            check_unchanged(newest, state, config)
             return True
     return False

@@ -26,7 +26,7 @@ from mmbert.checkpoint_files import read_state, read_tensor
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
 from mmbert.merge_config import MergeConfig, TiesConfig, load_merge
-from mmbert.merge_inputs import RECORD, Input, check_inputs, difference, find_inputs, made_from, read_record
+from mmbert.merge_inputs import RECORD, Input, check_inputs, check_unchanged, find_inputs, made_from
 from mmbert.merging import Agreement, sign_agreement, ties, weighted_mean
 from mmbert.model import MmBertForMaskedLM
 from mmbert.untrained_run import first_state, untrained_run
@@ -103,23 +103,6 @@ def as_json(agreement: Agreement, compared: Sequence[Input]) -> dict[str, Any]:
     }
 
 
-def check_unchanged(config: MergeConfig, inputs: Sequence[Input]) -> None:
-    """Refuse a run folder that is there already, unless it is what the same inputs and settings give.
-
-    Raises:
-        FileExistsError, FileNotFoundError, ValueError: it is something else, or its checkpoint is damaged.
-    """
-    record = read_record(config)
-    if record is None:
-        raise FileExistsError(f"{config.run_folder} exists and is no merge; give this merge another `name`")
-    if odd := difference(record, made_from(config, inputs)):
-        raise ValueError(
-            f"{config.run_folder} was merged from other inputs or settings: {odd}; give this merge another `name`, or "
-            "move that folder away"
-        )
-    newest_checkpoint(config.run_folder)
-
-
 def summary(config: MergeConfig, record: dict[str, Any]) -> Iterator[str]:
     """What was done, and how far the runs agree, in lines."""
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())
@@ -152,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = load_merge(options.config, options.overrides)
         inputs = find_inputs(config)
         if config.run_folder.exists():
-            check_unchanged(config, inputs)
+            check_unchanged(config, made_from(config, inputs))
+            newest_checkpoint(config.run_folder)  # or say what is damaged
             print(f"{config.run_folder} is done")
             return
         begin = time.monotonic()

@@ -224,15 +224,38 @@ def read_record(config: MergeConfig) -> dict[str, Any] | None:
 
 
 def is_merged(config: MergeConfig) -> bool:
-    """Whether the merge is there, with these settings and from these checkpoints; hashes their manifests alone."""
-    record = read_record(config)
-    if record is None:
+    """Whether the merge is there, with these settings and from these checkpoints; hashes their manifests alone.
+
+    Raises:
+        FileExistsError, ValueError: see `check_unchanged`.
+    """
+    if not config.run_folder.exists():
         return False
     try:
         now = made_from(config, find_inputs(config))
     except (OSError, ValueError):
         return False  # whoever merges will say what is missing
-    return difference(record, now) == ""
+    check_unchanged(config, now)
+    return True
+
+
+def check_unchanged(config: MergeConfig, now: dict[str, Any]) -> None:
+    """Refuse a run folder that is there already, unless it is what the same inputs and settings give.
+
+    Args:
+        now: see `made_from`.
+
+    Raises:
+        FileExistsError, ValueError: it is something else.
+    """
+    record = read_record(config)
+    if record is None:
+        raise FileExistsError(f"{config.run_folder} exists and is no merge; give this merge another `name`")
+    if odd := difference(record, now):
+        raise ValueError(
+            f"{config.run_folder} was merged from other inputs or settings: {odd}; give this merge another `name`, or "
+            "move that folder away"
+        )
 
 
 def difference(record: dict[str, Any], now: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from mmbert.config import RunConfig, ValidationConfig, build_config, is_merge, r
 from mmbert.data_config import is_remote
 from mmbert.evaluation.run_records import BITS_PER_BYTE, CONVERT, is_whole
 from mmbert.file_contents import sha256_of
-from mmbert.finished import is_finished
+from mmbert.finished import check_begun, is_finished
 from mmbert.json_files import read_json
 from mmbert.manifest import list_languages, read_manifest, stream_folder
 from mmbert.merge_config import MergeConfig, of_merges
@@ -63,7 +63,7 @@ def training(path: str, config: RunConfig, overrides: Sequence[str], earlier: Se
 
     Raises:
         ValueError: it has not begun, and its parent is neither finished nor among the earlier ones; or it has, and its
-            parent would be made anew.
+            parent would be made anew, or training would not go on with it.
     """
     parent = config.parent
     needs = tuple(stage.name for stage in earlier if stage.name == parent)
@@ -75,6 +75,7 @@ def training(path: str, config: RunConfig, overrides: Sequence[str], earlier: Se
             f"{path}: {config.run_folder} has trained, and its parent {parent} is not there whole, so it would be made "
             f"anew: leave the YAML of {parent} out, or move {config.run_folder} away to train it again, too"
         )
+    check_begun(config)
     return Stage(config.name, config.run_folder, needs, ("main.py", path, *overrides), is_finished(config))
 
 
@@ -87,7 +88,8 @@ def merging(path: str, config: MergeConfig, overrides: Sequence[str], earlier: S
     """Merge runs.
 
     Raises:
-        ValueError: one of them is not among the earlier ones, and has not ended, or lacks the checkpoint that is named.
+        FileExistsError, ValueError: one of them is not among the earlier ones, and has not ended, or lacks the
+            checkpoint that is named; or see `is_merged`.
     """
     needs = tuple(stage.name for stage in earlier if stage.name in config.runs)
     for entry in config.entries:
