@@ -3,6 +3,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,28 @@ def test_of_a_wandb_that_does_not_end_nothing_is_left_that_python_waits_for(
         for child in children:
             child.kill()
             child.wait()
+
+
+ENDS_WITH_AN_ERROR = """
+import atexit, subprocess, sys
+from composer.loggers import WandBLogger
+from mmbert import loggers
+
+loggers.FINISH_SECONDS = 0.5
+WandBLogger.init = lambda *_: atexit.register(subprocess.Popen([sys.argv[1], "1000"]).wait)
+logger = loggers.WandB.__new__(loggers.WandB)
+logger.run_dir = "runs/it/wandb/run-1/files"
+logger.init(None, None)
+sys.exit(3)
+"""
+
+
+def test_a_wandb_that_does_not_end_hinders_no_run_from_ending_with_an_error(tmp_path: Path) -> None:
+    core = shutil.copy(str(shutil.which("sleep")), tmp_path / "wandb-core")
+    command = [sys.executable, "-c", ENDS_WITH_AN_ERROR, str(core)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = "wandb does not end; what it lacks is sent with: wandb sync --append runs/it/wandb/run-1"
+    assert (result.returncode, result.stderr.splitlines()[-1:]) == (3, [told])
 
 
 def test_the_id_stays_with_the_folder(tmp_path: Path) -> None:

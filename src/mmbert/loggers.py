@@ -2,6 +2,7 @@
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class WandB(Tolerant, WandBLogger):
             log.warning("wandb cannot begin, this attempt trains without it: %s", error)
             self.options["mode"] = "disabled"
             super().init(state, logger)
+        threading.Thread(target=self.limit_exit, daemon=True).start()
 
     def post_close(self) -> None:
         """Send what is left, or leave it: without its server wandb tries for ever, and the watchdog has gone by now."""
@@ -76,11 +78,21 @@ class WandB(Tolerant, WandBLogger):
         finish.start()
         finish.join(FINISH_SECONDS)
         if finish.is_alive():
-            folder = Path(str(self.run_dir)).parent
-            log.warning("wandb does not end; what it lacks is sent with: wandb sync --append %s", folder)
-            for child in psutil.Process().children():
-                if child.name() == "wandb-core":  # at its exit Python would wait for it, too
-                    child.kill()
+            self.leave()
+
+    def limit_exit(self) -> None:
+        """After an error nothing is closed, and Python waits for wandb at its exit, where no thread can begin."""
+        threading.main_thread().join()
+        time.sleep(FINISH_SECONDS)
+        self.leave()
+
+    def leave(self) -> None:
+        """End what sends; Python would wait for it at its exit, too."""
+        folder = Path(str(self.run_dir)).parent
+        for child in psutil.Process().children():
+            if child.name() == "wandb-core":
+                log.warning("wandb does not end; what it lacks is sent with: wandb sync --append %s", folder)
+                child.kill()
 
 
 class TensorBoard(Tolerant, TensorboardLogger):
