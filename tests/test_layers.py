@@ -17,7 +17,8 @@ LAYERS = [
     {"trainer", "mlm", "optim", "data", "batch_memory", "ranks", "checkpoint", "ledger", "ledger_lines"}
     | {"ledger_audit", "scores", "validation", "loggers", "finished", "untrained_run"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
-    | {"plan", "run_report", "published_shares", "preflight", "stages", "status", "merge", "merge_inputs"},
+    | {"plan", "run_report", "published_shares", "preflight", "stages", "status", "merge", "merge_inputs"}
+    | {"model_card"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 
