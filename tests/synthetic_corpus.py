@@ -73,7 +73,8 @@ class Made:
 # ------------------------------------------------------------------------------------------------------------ the text
 def language_codes() -> list[str]:
     """The recipe's 1,833 languages, English and those of the first phases first: by rank of size."""
-    listed = read_languages([str(LANGUAGE_LISTS / f"phase{phase}.txt") for phase in (1, 2, 3)], "phases")
+    lists = [str(LANGUAGE_LISTS / f"{name}.txt") for name in ("fineweb2-hq", "phase1", "phase2", "phase3")]
+    listed = sorted(read_languages(lists[:2], "phase 1")) + read_languages(lists[2:], "later ones")
     return list(dict.fromkeys(["eng", *listed]))
 
 

@@ -7,7 +7,7 @@ import pytest
 from mmbert.languages import Language, find, table
 from mmbert.streams import read_languages
 
-LISTS = [f"yamls/languages/phase{phase}.txt" for phase in (1, 2, 3)]
+LISTS = [f"yamls/languages/{name}.txt" for name in ("fineweb2-hq", "phase1", "phase2", "phase3")]
 DEMO = [f"yamls/languages/demo-phase{phase}.txt" for phase in (1, 2, 3)]
 
 
