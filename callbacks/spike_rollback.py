@@ -75,8 +75,9 @@ class SpikeRollback(Callback):
         """
         if self.num_rollbacks > MOST:
             raise ValueError(f"step {step}: the loss spiked for the {self.num_rollbacks}th time; lower optimizer.lr")
-        before = [folder for folder in step_folders(self.run_folder) if (step_of(folder) or 0) < first_high]
-        for folder in sorted(before, key=lambda folder: (step_of(folder) or 0) >= last_calm):  # stable: newest first
+        saved_at = {folder: step_of(folder) or 0 for folder in step_folders(self.run_folder)}
+        before = [folder for folder, step in saved_at.items() if step < first_high]
+        for folder in sorted(before, key=lambda folder: saved_at[folder] >= last_calm):  # stable: newest first
             if is_valid(folder):
                 return folder
         raise ValueError(

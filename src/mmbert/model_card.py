@@ -4,7 +4,6 @@ It says what is in the checkpoints: the model's size, every run that its weights
 beside it, and the tokens of each language. What only its author knows, license and use, is left to them.
 """
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,16 @@ from mmbert.checkpoint_files import read_json, read_state
 from mmbert.clock import learning_rate
 from mmbert.config import ModelConfig, RunConfig
 from mmbert.data_config import GroupConfig
+from mmbert.evaluation.run_records import sum_by_language
 from mmbert.languages import find
+from mmbert.merge_inputs import RECORD as MERGED
 from mmbert.page_style import quantity
 from mmbert.plan.facts import path_of
 from mmbert.plan.numbers import num_parameters
 from mmbert.recipe_table import table
-from mmbert.streams import language_of
 from mmbert.typed import build
 
-MERGED, IMPORTED = "merge.json", "import.json"  # of merge.py and import_from_hf.py
+IMPORTED = "import.json"  # RECORD of import_from_hf.py, which imports conversion, which imports this
 CARD = """\
 ---
 library_name: transformers
@@ -66,12 +66,9 @@ class TrainedRun:
     config: RunConfig
 
     @property
-    def tokens_per_language(self) -> Counter[str]:
+    def tokens_per_language(self) -> dict[str, float]:
         """Of all its sources; those that it had none of are not there."""
-        found: Counter[str] = Counter()
-        for stream, tokens in self.state["tokens_per_stream"].items():
-            found[language_of(stream)] += tokens
-        return +found
+        return {code: tokens for code, tokens in sum_by_language(self.state["tokens_per_stream"]).items() if tokens}
 
     def row(self) -> dict[str, str]:
         """Of the table of runs."""

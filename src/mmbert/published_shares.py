@@ -27,7 +27,6 @@ from mmbert.plan.counts import read_counts as read_sizes
 from mmbert.recipe_table import table
 from mmbert.streams import read_languages
 
-HQ = "yamls/languages/fineweb2-hq.txt"
 # YAML -> column of the file, phase 1's first.
 COLUMNS = {
     "phase1": "pretrain",
@@ -75,9 +74,10 @@ def shares_of_hq(path: Path) -> dict[str, float]:
     """What tau gives the languages of FineWeb2-HQ of FineWeb2's tokens in each mixture from phase 2 on."""
     column = list(COLUMNS).index("phase2")
     tokens = {code: row[column] for code, row in read_table(path).items() if row[column] and code not in NO_TAU}
-    of_hq = np.isin(list(tokens), read_languages([HQ], "languages"))
     sizes = np.array(list(tokens.values()), dtype=np.float64)
-    taus = {name: load_config(f"yamls/{name}.yaml").data.groups()["fineweb2"].tau.start for name in list(COLUMNS)[1:]}
+    groups = {name: load_config(f"yamls/{name}.yaml").data.groups()["fineweb2_hq"] for name in list(COLUMNS)[1:]}
+    of_hq = np.isin(list(tokens), read_languages(groups["phase2"].languages, "fineweb2_hq"))
+    taus = {name: group.tau.start for name, group in groups.items()}
     return {name: temperature_shares(sizes, tau / taus["phase2"])[of_hq].sum() for name, tau in taus.items()}
 
 
