@@ -150,6 +150,7 @@ def test_a_run_that_was_stopped_anywhere_goes_on_where_it_was(
     assert tree(tmp_path / "killed") == tree(whole)
 
 
+@pytest.mark.usefixtures("_one_bucket_or_many")
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_rows_are_never_beside_held_out_ones_of_other_options(
     text: Path, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -158,7 +159,7 @@ def test_rows_are_never_beside_held_out_ones_of_other_options(
     for language in ("nno.jsonl", "isl.txt"):
         (text / language).unlink()
     output, real = tmp_path / "out", publish.publish_folder
-    now = arguments_of(text, corpus, output, "--heldout-rate", 0.02)
+    now = arguments_of(text, corpus, output, "--heldout-rate", 0.1)
     for number in range(2):  # the split in whose publication it is killed
         call(monkeypatch, prepare.main, *arguments_of(text, corpus, output, "--heldout-rate", 0.5))
         calls = iter(range(number))
