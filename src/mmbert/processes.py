@@ -3,7 +3,6 @@ import ctypes
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
         code = ctypes.get_errno()
         raise OSError(code, f"{os.strerror(code)}: signal {number} at the parent's end")
     if os.getppid() != expected:  # it ended before the request was made: the kernel sends nothing any more
-        signal.raise_signal(number)
+        os.kill(os.getpid(), number)  # and not raise_signal: the main thread may leave signals to another
 
 
 @contextmanager

@@ -74,3 +74,13 @@ def processes_with(log: Path) -> list[int]:
         except OSError:
             continue  # it has ended meanwhile
     return found
+
+
+def takers_of(number: int, process: int) -> set[int]:
+    """Threads of a process that do not block a signal, be it only while they wait for it."""
+    takers = set()
+    for folder in Path(f"/proc/{process}/task").iterdir():
+        fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        if not int(fields["SigBlk"], 16) >> (number - 1) & 1:
+            takers.add(int(folder.name))
+    return takers

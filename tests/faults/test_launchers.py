@@ -13,8 +13,9 @@ import pytest
 
 from mmbert.checkpoint import newest_checkpoint, read_state
 from mmbert.ledger import read_ledger
+from mmbert.stop_request import ASKED_BY
 from tests.conftest import Corpus
-from tests.faults.oracle import processes_with
+from tests.faults.oracle import processes_with, takers_of
 from tests.training_runs import PRELOADED, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,8 @@ def test_a_run_under_composers_launcher_stops_when_asked(corpus: Corpus, tmp_pat
     yaml, run_folder = prepare(tmp_path / "it", corpus), tmp_path / "it" / "runs" / "phase1"
     launcher = launch(COMPOSERS, yaml, log)
     await_step(run_folder, 6, launcher)
+    rank = process_of_rank(0, log)
+    assert not any(takers_of(number, rank) for number in ASKED_BY)
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(60)
     assert not processes_with(log)
