@@ -17,6 +17,9 @@ def main(arguments: list[str]) -> None:
     """Run the phase that the YAML describes, from where it stopped."""
     if not arguments:
         sys.exit(__doc__)
+    if arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return
     with StopRequest() as request, errors_in_one_line(), no_child_outlives():
         with lasting_imports():  # they take seconds, in which signals must wait already
             from callbacks import build_callbacks

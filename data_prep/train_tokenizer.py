@@ -103,7 +103,10 @@ def _batches(texts: list[str], what: str, size: int = 1000) -> Iterator[list[str
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a tokenizer on a sample of the text of many languages.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.train_tokenizer",
+        description="Train a tokenizer on a sample of the text of many languages.",
+    )
     parser.add_argument("--input", required=True, help="text: a file, or a folder with <language>.jsonl or <language>/")
     parser.add_argument("--language", help="of all the text, where its names say none")
     parser.add_argument("--output", type=local_folder, required=True, help="tokenizer folder to make")

@@ -102,7 +102,7 @@ def jsonl(language: str, documents: list[str]) -> bytes:
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Get the demo corpus.")
+    parser = argparse.ArgumentParser(prog="python -m data_prep.udhr", description="Get the demo corpus.")
     parser.add_argument("--output", type=Path, required=True, help="text folder to make")
     parser.add_argument("--whole", action="store_true", help="keep every document of every language, for benchmarks")
     arguments = parser.parse_args()

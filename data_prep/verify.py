@@ -118,7 +118,9 @@ def find_mixture(manifests: list[Manifest]) -> str:
 
 @errors_in_one_line()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check every byte and every row of a shards folder.")
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.verify", description="Check every byte and every row of a shards folder."
+    )
     parser.add_argument("root", type=local_folder, help="shards folder, made by data_prep.prepare")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     arguments = parser.parse_args()

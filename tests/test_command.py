@@ -1,6 +1,9 @@
-"""Imports that Python's collector leaves alone, in main.py, too."""
+"""What programs have in common: their help, and imports that Python's collector leaves alone, in main.py, too."""
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import gc
@@ -13,6 +16,22 @@ try:
 except ImportError:
     print(gc.isenabled(), gc.get_freeze_count() > len(made), len(gc.get_objects()) < len(made))
 """
+
+@pytest.mark.parametrize("folder", ["data_prep", "callbacks", "src/mmbert"])
+def test_usage_names_the_command_that_was_run(folder: str) -> None:
+    """argparse alone would say `repack.py`, which is no command."""
+    texts = {path: path.read_text() for path in Path(folder).glob("*.py")}
+    programs = [path for path, text in texts.items() if "ArgumentParser(" in text and '__name__ == "__main__"' in text]
+    assert programs
+    for path in programs:
+        module = ".".join(path.with_suffix("").parts).removeprefix("src.")
+        assert f'prog="python -m {module}"' in texts[path], path
+
+
+def test_a_run_has_a_help() -> None:
+    ended = subprocess.run([sys.executable, "main.py", "--help"], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "composer main.py yamls/phase1.yaml [key.sub=value ...]" in ended.stdout
 
 
 def test_what_was_imported_is_frozen_and_the_collector_goes_on() -> None:
