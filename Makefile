@@ -49,7 +49,7 @@ $(error TOKENIZER=$(TOKENIZER): must be own or gemma2)
 endif
 
 # One process needs no launcher: `composer main.py ...` does the same, and imports everything twice.
-demo: env  ## three phases on real text in 500 languages, converted and evaluated: minutes on two cores
+demo: env  ## [TOKENIZER=gemma2]: three phases on real text in 500 languages, converted and evaluated: minutes on two cores
 	$(BIN)/python -m data_prep.udhr --output data/demo/text
 	$(BIN)/python -m $(MAKE_TOKENIZER) --output $(DATA)/tokenizer
 	$(BIN)/python -m data_prep.prepare --input data/demo/text --source udhr --tokenizer $(DATA)/tokenizer \
@@ -78,7 +78,7 @@ TEXT_TOKENIZER ?= $(GEMMA2)
 PREPARE = $(BIN)/python -m data_prep.prepare --input "$(INPUT)" --tokenizer "$(TEXT_TOKENIZER)" \
   --row-length $(ROW_LENGTH) --output "$(OUTPUT)/rows-$(ROW_LENGTH)" $(OPTIONS)
 
-data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML that trains on them
+data: env  ## INPUT=<text> OUTPUT=<folder> [DEVICE=gpu]: rows of your own text, checked, and a YAML to train on them
 	@[ -n "$(INPUT)" ] && [ -n "$(OUTPUT)" ] || { echo "error: give INPUT=<file or folder> OUTPUT=<folder>" >&2; exit 1; }
 	[ -e "$(TEXT_TOKENIZER)" ] || [ "$(TEXT_TOKENIZER)" != $(GEMMA2) ] || { \
 	  $(PREPARE) --dry-run && $(BIN)/python -m data_prep.gemma2 --output $(GEMMA2); }
@@ -103,7 +103,7 @@ test: env  ## the whole CPU test suite
 	$(BIN)/python -m tests.run
 
 # Slurm and a linter for its scripts are installed where root may; without a Slurm its tests say so and are skipped.
-slurm-test: env  ## SHORT=1 leaves the long ones out: slurm/ on a real Slurm of two nodes, which it starts and ends
+slurm-test: env  ## [SHORT=1, without the long ones]: tests of slurm/ on a real Slurm of two nodes, which it starts and ends
 	@if [ "$$(id -u)" = 0 ] && ! type slurmctld sbatch munged shellcheck > /dev/null 2>&1; then \
 	  { apt-get update && apt-get install -y slurm-wlm munge shellcheck; } > /dev/null \
 	  || echo "slurm-wlm, munge or shellcheck could not be installed" >&2; \
@@ -189,7 +189,7 @@ report: env  ## RUN=<run folder, or run root> [QUICK=1]: the run against its pla
 
 KILLS ?= 60
 
-faults: env  ## KILLS=<number>: break real runs in every way that docs/reliability.md lists, and write that page
+faults: env  ## [KILLS=<number>]: break real runs in every way that docs/reliability.md lists, and write that page
 	$(BIN)/python -m tests.faults.run --kills $(KILLS)
 
 check: env  ## lint and types
