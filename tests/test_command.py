@@ -1,4 +1,5 @@
-"""What programs have in common: their help, and imports that Python's collector leaves alone, in main.py, too."""
+"""What programs have in common: their help, outputs that none can write, and imports that Python's collector skips."""
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +50,19 @@ main.main(["no.yaml"])
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert "no such configuration" in ended.stderr
     assert int(ended.stdout) > 100_000
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mmbert.convert_to_hf --checkpoint run",
+        "mmbert.evaluation.report --run-root runs --phases phase1",
+        "mmbert.run_report.__main__ run",
+        "mmbert.plan.__main__ phase.yaml",
+    ],
+)
+def test_an_object_store_is_no_output(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module, *arguments = command.split()
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main([*arguments, "--output", "s3://bucket/out"])
+    assert "s3://bucket/out lies in an object store: name a folder" in capsys.readouterr().err

@@ -106,6 +106,7 @@ def test_a_group_is_switched_off_with_null() -> None:
         ("batch_size_warmup={start: 3, tokens: 1K}", "batch_size_warmup.start = 3 must divide global_train_batch_size"),
         ("batch_size_warmup={start: 1, tokens: 0}", "batch_size_warmup.tokens = 0 must be above 0"),
         ("name=../elsewhere", "name = '../elsewhere' must be the name of a folder below run_root"),
+        ("run_root=s3://bucket/runs", "run_root = s3://bucket/runs lies in an object store: name a folder on a disk"),
         ("name=.hidden", "name = '.hidden' must be the name of a folder below run_root"),
         ("parent=phase0/step-0000000012", "parent = 'phase0/step-0000000012' must be the name of a run"),
         ("parent=phase1", "parent = 'phase1' is this phase itself"),

@@ -60,6 +60,7 @@ REFUSALS = {
     ("ties=null", "exponential={run: a, ratio: 1}"): r"exponential: ratio = 1\.0 must lie between 0 and 1",
     ("ties=null", "exponential={run: a, ratio: 0}"): r"exponential: ratio = 0\.0 must lie between 0 and 1",
     ("ties=null", "exponential={run: a/step-0000000001, ratio: 0.5}"): "exponential: run = .* must be a run's name",
+    ("run_root=s3://bucket/runs",): "run_root = s3://bucket/runs lies in an object store: name a folder on a disk",
     ("name=a/b",): "name = 'a/b' must be the name of a folder below run_root",
 }
 

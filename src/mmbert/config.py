@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mmbert.data_config import DataConfig, ScheduleOf, Tokens, check_data
+from mmbert.data_config import DataConfig, ScheduleOf, Tokens, check_data, is_remote
 from mmbert.typed import build, join
 
 T = TypeVar("T")
@@ -246,6 +246,7 @@ def check_run(config: RunConfig) -> None:
         ValueError: names the key, the value and the remedy.
     """
     check_data(config.data, config.validation.root if config.validation else None)
+    check_run_root(config.run_root)
     if not re.fullmatch(r"(?!\.)[^/]+", config.name):
         raise ValueError(f"name = {config.name!r} must be the name of a folder below run_root")
     if config.parent is not None and "/" in config.parent:
@@ -266,6 +267,19 @@ def check_run(config: RunConfig) -> None:
         raise ValueError(
             f"max_seq_len = {config.max_seq_len} is longer than model.max_position_embeddings = "
             f"{config.model.max_position_embeddings}"
+        )
+
+
+def check_run_root(run_root: str) -> None:
+    """Refuse an object store: runs are locked and renamed in folders, and here its name would become a folder `s3:`.
+
+    Raises:
+        ValueError: names the value and the remedy.
+    """
+    if is_remote(run_root):
+        raise ValueError(
+            f"run_root = {run_root} lies in an object store: name a folder on a disk that outlives the machine, and "
+            "copy from it"
         )
 
 

@@ -22,7 +22,7 @@ from mmbert.atomic import partial_folder, publish_folder
 from mmbert.attention import Packing
 from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
 from mmbert.checkpoint_files import write_tensors
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.config import ModelConfig
 from mmbert.evaluation.run_records import is_whole
 from mmbert.file_contents import sha256_of
@@ -269,7 +269,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m mmbert.convert_to_hf", description="Convert a checkpoint to a Hugging Face folder."
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run: its newest one")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, or to replace if written by this")
+    parser.add_argument("--output", type=local_folder, required=True, help="folder to write, or one of this program")
     parser.add_argument("--tokenizer", type=Path, help="the run's tokenizer, if it was moved")
     parser.add_argument("--prompt", help="text with one <mask>, or what the tokenizer calls it: print 5 likely tokens")
     return parser.parse_args(arguments)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mmbert.config import MERGE_METHODS, ValidationConfig, build_config, read_yaml
+from mmbert.config import MERGE_METHODS, ValidationConfig, build_config, check_run_root, read_yaml
 
 ENTRY = re.compile(r"(?!\.)[^/]+(/step-[0-9]{10})?")
 """A run, which stands for its newest checkpoint, or one of its checkpoints."""
@@ -77,6 +77,7 @@ class MergeConfig:
     validation: ValidationConfig | None = None
 
     def __post_init__(self) -> None:
+        check_run_root(self.run_root)
         if (self.ties is None) == (self.exponential is None):
             raise ValueError(f"give one of {' and '.join(MERGE_METHODS)}, and not the other")
         if "/" in self.name:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert.atomic import write_file
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.evaluation.report_figure import draw_report
 from mmbert.evaluation.report_html import render_page
 from mmbert.evaluation.report_numbers import build_report, report_as_json
@@ -26,7 +26,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--run-root", type=Path, required=True, help="folder with one folder for each phase")
     parser.add_argument("--phases", nargs="+", required=True, help="names of the phases, in the order of training")
-    parser.add_argument("--output", type=Path, required=True, help="folder for report.json, report.png, report.html")
+    parser.add_argument("--output", type=local_folder, required=True, help="folder for report.json, .png and .html")
     return parser.parse_args(arguments)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert.atomic import write_file
-from mmbert.command import errors_in_one_line, yamls_and_overrides
+from mmbert.command import errors_in_one_line, local_folder, yamls_and_overrides
 from mmbert.plan.chain import Chain, plan_chain
 from mmbert.plan.compare import compare_csv, compare_text
 from mmbert.plan.counts import read_counts
@@ -36,7 +36,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--gpu", default="H100", help="their kind (default H100)")
     add("--mfu", type=float, default=0.25, help="share of their peak that is reached, an assumption (default 0.25)")
     add("--tokens-per-second", type=float, help="of all GPUs together, where it is known; in place of --mfu")
-    add("--output", type=Path, help="folder of what is written (default: plan, in the first phase's run_root)")
+    add("--output", type=local_folder, help="folder of what is written (default: plan, in the first phase's run_root)")
     return parser.parse_args(arguments)
 
 

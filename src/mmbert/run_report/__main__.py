@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert.atomic import write_file
-from mmbert.command import errors_in_one_line
+from mmbert.command import errors_in_one_line, local_folder
 from mmbert.json_files import write_json
 from mmbert.run_report.page import render_page
 from mmbert.run_report.phase_run import in_order, phase_folders, read_phase
@@ -21,7 +21,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Command line of the program."""
     parser = argparse.ArgumentParser(prog="python -m mmbert.run_report", description="Compare a run with its plan.")
     parser.add_argument("run", type=Path, help="folder of a run, run_root/name; or run_root, for all its phases")
-    parser.add_argument("--output", type=Path, help="folder for run_report.html and .json; RUN itself if not given")
+    parser.add_argument("--output", type=local_folder, help="folder for run_report.html and .json; else RUN itself")
     parser.add_argument("--data-root", help="folder of the shards, if they were moved (one phase only)")
     parser.add_argument("--quick", action="store_true", help="do not compare the rows of every step with the plan's")
     return parser.parse_args(arguments)
