@@ -137,6 +137,22 @@ def test_transformers_loads_the_folder_and_wraps_as_in_training(folder: Path):
     assert len(theirs) == ours.vocab_size
 
 
+def test_words_given_apart_are_a_sentences_when_all_but_the_first_have_their_space(folder: Path):
+    """What docs/data.md tells those who tag words; transformers' add_prefix_space does not help here."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prefixed = AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
+    for text in TEXTS:
+        words = text.split(" ")
+        apart = tokenizer([words[0], *(f" {word}" for word in words[1:])], is_split_into_words=True)
+        assert apart["input_ids"] == tokenizer(text)["input_ids"]
+        assert list(dict.fromkeys(apart.word_ids()[1:-1])) == list(range(len(words)))
+        for plain in (tokenizer, prefixed):
+            same = plain(words, is_split_into_words=True)["input_ids"] == tokenizer(text)["input_ids"]
+            assert same == (len(words) == 1)
+
+
 def test_a_mask_takes_the_place_of_a_word_with_its_space(folder: Path):
     from transformers import AutoTokenizer
 
