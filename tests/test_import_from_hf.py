@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from data_prep.inputs import find_inputs
 from data_prep.prepare import prepare as prepare_rows
@@ -149,6 +149,24 @@ def test_a_modernbert_goes_on_with_its_own_tokenizer(tmp_path: Path, capsys: pyt
     config = json.loads((output / "config.json").read_text())
     for role in ("cls_token", "sep_token", "pad_token"):
         assert config[f"{role}_id"] == getattr(after, f"{role}_id") == ids[f"{role}_id"]
+
+
+def test_a_model_that_transformers_gave_new_tokens_goes_on(tmp_path: Path, corpus: Any) -> None:
+    """As docs/data.md has it. A new token that is special stays text in rows, as all that a text spells."""
+    tokenizer = AutoTokenizer.from_pretrained(corpus.tokenizer)
+    tokenizer.add_tokens([" frobnicate", "<ent>"])
+    tokenizer.add_tokens("<special>", special_tokens=True)
+    model = AutoModelForMaskedLM.from_pretrained(publish(tmp_path, vocab_size=512))
+    model.resize_token_embeddings(len(tokenizer))
+    for written in (model, tokenizer):
+        written.save_pretrained(tmp_path / "grown")
+    adopted = adopt_tokenizer(tmp_path / "grown", tmp_path / "tokenizer")
+    run = take(tmp_path / "grown", adopted.folder)
+    assert read_state(newest_checkpoint(run))["config"]["model"]["vocab_size"] == 515
+    [ids] = adopted.encode_batch(["we frobnicate <ent> <special>"])
+    tokens = [adopted.backend.id_to_token(token_id) for token_id in ids.tolist()]
+    assert {" frobnicate", "<ent>"} < set(tokens)
+    assert "<special>" not in tokens
 
 
 def test_links_as_in_the_cache_of_hugging_face_are_followed(tmp_path: Path, corpus: Any) -> None:
