@@ -15,7 +15,7 @@ class FiniteSteps(Callback):
     """Skips such a batch on all ranks, and stops the run when that happens again and again."""
 
     def __init__(self, phase: Phase) -> None:
-        self.ranks, self.names = phase.ranks, phase.data.names
+        self.ranks, self.names, self.run_folder = phase.ranks, phase.data.names, phase.config.run_folder
         self.skipped: list[int] = []  # the last steps that were skipped
         self.reason: str | None = None  # why the current step is skipped
         self.is_finite: torch.Tensor | None = None
@@ -49,8 +49,8 @@ class FiniteSteps(Callback):
         if len(self.skipped) > MOST:
             raise ValueError(
                 f"step {step}: {self.reason}, and so it was at steps {', '.join(map(str, self.skipped[:-1]))}; nothing "
-                f"of it reached the weights. This step's rows: {self.rows(state.batch)}. Look at them, or lower "
-                "optimizer.lr"
+                f"of it reached the weights. This step's rows: {self.rows(state.batch)}. Look at them, python -m "
+                f"mmbert.show_rows {self.run_folder} {state.batch['row_positions'][0]} …, or lower optimizer.lr"
             )
 
     def rows(self, batch: dict[str, Any]) -> str:

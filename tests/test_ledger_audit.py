@@ -61,7 +61,8 @@ def save(run_folder: Path, config: RunConfig, data: PhaseData, last: StepRecord,
     state = {
         "step": last.step, "rows": last.last_row, "tokens": last.tokens, "seconds": 1.0,
         "finished": False, "tokens_per_stream": sums, "callbacks": {}, "config": config.as_dict(),
-        "identity": {f"shards.{name}": digest for name, digest in data.digests().items()} | {"tokenizer.digest": "0"},
+        "identity": {f"shards.{name}": digest for name, digest in data.digests().items()}
+        | {"tokenizer.digest": data.manifests[0].tokenizer},
     }  # fmt: skip
     save_checkpoint(run_folder, last.step, model, optimizer, state)
 

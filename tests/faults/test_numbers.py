@@ -109,6 +109,7 @@ def test_the_fourth_step_of_a_hundred_ends_the_run_and_names_its_rows_however_of
     assert "error: step 11: loss is not finite, and so it was at steps 3, 6, 10" in messages[0]
     assert "invented/la" in messages[0]
     assert "at position 40" in messages[0]
+    assert f"Look at them, python -m mmbert.show_rows {run_folder} 40 …, or lower optimizer.lr" in messages[0]
     assert is_finite(run_folder)
     assert train([yaml], tmp_path / "steps.jsonl").exit_code == 0  # without the fault it goes on
 
