@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import reprlib
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def save_checkpoint(
         ValueError: a weight or a moment is not finite; nothing is written.
     """
     target = run_folder / f"step-{step:010d}"
-    weights = {name: parameter.detach() for parameter, name in parameter_names(model).items()}
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     moments = moments_of(model, optimizer)
     if (bad := not_finite(weights) or not_finite(moments)) is not None:
         raise ValueError(
@@ -70,28 +71,20 @@ def save_checkpoint(
     return target
 
 
-def parameter_names(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Each parameter's first name; a tied weight has one."""
-    names: dict[nn.Parameter, str] = {}
-    for name, parameter in model.named_parameters():
-        names.setdefault(parameter, name)
-    return names
-
-
 def moments_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Both moments of every parameter, by name; zeros where the optimizer has made no step yet."""
     return {
         f"{key}.{name}": optimizer.state[parameter][key]
         if parameter in optimizer.state
         else torch.zeros_like(parameter, requires_grad=False)
-        for parameter, name in parameter_names(model).items()
+        for name, parameter in model.named_parameters()
         for key in MOMENTS
     }
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
     """Bytes of a checkpoint's tensors, weights and two moments; headers and state.json add about a megabyte."""
-    return (1 + len(MOMENTS)) * sum(parameter.nbytes for parameter in parameter_names(model))
+    return (1 + len(MOMENTS)) * sum(parameter.nbytes for parameter in model.parameters())
 
 
 def why_invalid(checkpoint: Path) -> str:
@@ -245,10 +238,10 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     Raises:
         FileNotFoundError, ValueError: see `read_tensors`; the model is as it was.
     """
-    names = parameter_names(model)
-    saved = read_tensors(checkpoint / "model.safetensors", {name: parameter for parameter, name in names.items()})
+    parameters = dict(model.named_parameters())
+    saved = read_tensors(checkpoint / "model.safetensors", parameters)
     with torch.no_grad():
-        for parameter, name in names.items():
+        for name, parameter in parameters.items():
             parameter.copy_(saved[name])
 
 
@@ -258,8 +251,8 @@ def load_moments(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> No
     Raises:
         FileNotFoundError, ValueError: see `read_tensors` and `read_state`; model and optimizer are as they were.
     """
-    names = parameter_names(model)
-    wanted: dict[str, Tensor] = {f"{key}.{name}": parameter for parameter, name in names.items() for key in MOMENTS}
+    parameters = dict(model.named_parameters())
+    wanted = {f"{key}.{name}": parameter for name, parameter in parameters.items() for key in MOMENTS}
     saved = read_tensors(checkpoint / "optimizer.safetensors", wanted)
     steps = read_state(checkpoint)["optimizer_steps"]
     if set(steps) != {str(i) for i in range(len(optimizer.param_groups))}:
@@ -267,16 +260,16 @@ def load_moments(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> No
             f"{checkpoint / 'state.json'}: optimizer_steps has {len(steps)} keys, must have one for each of the "
             f"optimizer's {len(optimizer.param_groups)} groups, 0 first; take another checkpoint"
         )
-    if any(parameter not in optimizer.state for parameter in names):
-        make_state(optimizer, names)
+    if any(parameter not in optimizer.state for parameter in parameters.values()):
+        make_state(optimizer, parameters.values())
     for i, group in enumerate(optimizer.param_groups):
         group["step"].fill_(steps[str(i)])
-    for parameter, name in names.items():
+    for name, parameter in parameters.items():
         for key in MOMENTS:
             optimizer.state[parameter][key].copy_(saved[f"{key}.{name}"])
 
 
-def make_state(optimizer: Optimizer, parameters: dict[nn.Parameter, str]) -> None:
+def make_state(optimizer: Optimizer, parameters: Collection[nn.Parameter]) -> None:
     """Let the optimizer make its own state, whatever kernel it runs, by a step of length zero.
 
     Never on an optimizer that has stepped: 0 times a moment that is NaN is NaN.

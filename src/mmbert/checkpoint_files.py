@@ -7,7 +7,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def not_finite(tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file.
 
     Raises:
@@ -136,7 +136,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def check_tensors_fit(path: Path, wanted: dict[str, Tensor]) -> None:
+def check_tensors_fit(path: Path, wanted: Mapping[str, Tensor]) -> None:
     """Refuse a file that holds other tensors than `wanted`; only its header is read.
 
     Args:
@@ -171,7 +171,7 @@ def read_tensor(path: Path, name: str) -> Tensor:
     return _read(path, [name])[name]
 
 
-def read_tensors(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read exactly the tensors `wanted`, on the CPU.
 
     Raises:

@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
 from mmbert.atomic import partial_folder, publish_folder
 from mmbert.attention import Packing
-from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, parameter_names, read_state
+from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, read_state
 from mmbert.checkpoint_files import write_tensors
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.config import ModelConfig
@@ -225,8 +225,7 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
     model, tokenizer = load_checkpoint(checkpoint, tokenizer_folder)
     with partial_folder(output) as partial:
         write_config(huggingface_config(model.config, tokenizer), partial)
-        weights: dict[str, Tensor] = {name: parameter for parameter, name in parameter_names(model).items()}
-        write_tensors(partial / "model.safetensors", weights)
+        write_tensors(partial / "model.safetensors", dict(model.named_parameters()))
         write_tokenizer(tokenizer, partial, model.config.max_position_embeddings)
         difference = check_logits(model, partial, tokenizer, checkpoint, output)
         mask_token = tokenizer.backend.id_to_token(tokenizer.mask_token_id)

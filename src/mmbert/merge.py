@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmbert.checkpoint import newest_checkpoint, parameter_names
+from mmbert.checkpoint import newest_checkpoint
 from mmbert.checkpoint_files import read_state, read_tensor
 from mmbert.command import errors_in_one_line
 from mmbert.config import ModelConfig
@@ -71,7 +71,7 @@ def merge(config: MergeConfig, inputs: Sequence[Input]) -> dict[str, Any]:
     section = check_inputs(config, inputs)
     model = MmBertForMaskedLM(section)
     agreements: dict[str, Agreement] = {}
-    for parameter, name in tqdm(parameter_names(model).items(), "merge", unit="tensor", disable=None):
+    for name, parameter in tqdm(list(model.named_parameters()), "merge", unit="tensor", disable=None):
         merged, agreement = merged_tensor(config, inputs, name)
         parameter.copy_(merged)
         for group in ("all", group_of(name)):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mmbert.checkpoint import parameter_names, step_folders, why_invalid
+from mmbert.checkpoint import step_folders, why_invalid
 from mmbert.checkpoint_files import check_tensors_fit, read_json, read_state, step_of
 from mmbert.config import ModelConfig
 from mmbert.file_contents import sha256_of
@@ -161,9 +161,9 @@ def check_inputs(config: MergeConfig, inputs: Sequence[Input]) -> ModelConfig:
     source = f"{first.checkpoint / 'state.json'}: config.model"
     model = replace(build(ModelConfig, states[0]["config"]["model"], source), attention="cpu")
     with torch.device("meta"):
-        wanted = {name: parameter for parameter, name in parameter_names(MmBertForMaskedLM(model)).items()}
+        wanted = dict(MmBertForMaskedLM(model).named_parameters())
     for each in inputs:
-        check_tensors_fit(each.checkpoint / "model.safetensors", dict(wanted))
+        check_tensors_fit(each.checkpoint / "model.safetensors", wanted)
     if isinstance(config.method, TiesConfig):
         for each in inputs[1:]:
             check_descent(each, inputs[0])

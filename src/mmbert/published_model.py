@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from mmbert.checkpoint import parameter_names
 from mmbert.checkpoint_files import read_json
 from mmbert.config import ModelConfig
 from mmbert.file_contents import seen_from
@@ -310,8 +309,8 @@ def check_tensors(stored: dict[str, Stored], config: ModelConfig, is_tied: bool,
     }
     if all(shapes.get(name) == shape for name, shape in expected.items()):
         with torch.device("meta"):
-            names = parameter_names(MmBertForMaskedLM(config))
-        expected = {name: tuple(parameter.shape) for parameter, name in names.items()}
+            model = MmBertForMaskedLM(config)
+        expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         if DECODER in stored or not is_tied:
             expected[DECODER] = expected[EMBEDDINGS]
         if added := stored.keys() - expected.keys():
@@ -352,7 +351,7 @@ def load_stored(stored: dict[str, Stored], model: MmBertForMaskedLM) -> None:
     Raises:
         ValueError: one is not finite, or the decoder has weights of its own.
     """
-    for parameter, name in parameter_names(model).items():
+    for name, parameter in model.named_parameters():
         parameter.copy_(read_tensor(stored, name))
     if DECODER in stored and not torch.equal(read_tensor(stored, DECODER), model.decoder.weight):
         raise ValueError(
