@@ -60,8 +60,8 @@ class PhaseData:
     remote: RemoteRows | None = None
 
     @classmethod
-    def open(cls, config: RunConfig, tokenizer: Tokenizer) -> "PhaseData":
-        """Find and check every stream of the mixture.
+    def open(cls, config: RunConfig, tokenizer: Tokenizer | None) -> "PhaseData":
+        """Find and check every stream of the mixture; without a tokenizer, the manifests alone.
 
         Raises:
             OSError, ValueError: a stream is missing, empty, listed twice, or was made with another tokenizer or row

@@ -26,10 +26,8 @@ from mmbert.data import PhaseData
 from mmbert.ledger import RunHistory, Step, read_ledger
 from mmbert.masking import UInt64
 from mmbert.mixture import Group, Integers
-from mmbert.remote_rows import find_manifests
 from mmbert.row_order import RowOrder, row_hashes
 from mmbert.schedules import BatchSizes
-from mmbert.streams import mixture_streams
 from mmbert.typed import build
 
 SAME = ("first_row", "num_rows", "tokens", "digest")  # of a step, however often it is done
@@ -84,9 +82,7 @@ class Planned:
         config, state = saved.config, saved.state
         if data_root is not None:
             config = replace(config, data=config.data.moved_to(data_root), validation=None)
-        streams, groups = mixture_streams(config)
-        folders, manifests, remote = find_manifests(config.data, streams)
-        data = PhaseData(tuple(map("/".join, streams)), folders, manifests, groups, remote)
+        data = PhaseData.open(config, tokenizer=None)
         for name, digest in data.digests().items():
             if state["identity"].get(f"shards.{name}") != digest:
                 raise ValueError(

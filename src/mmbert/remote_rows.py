@@ -246,13 +246,15 @@ def place_of(root: str, data: DataConfig) -> tuple[Path, RemoteRows | None]:
 
 
 def find_rows(
-    data: DataConfig, streams: Sequence[tuple[str, str]], row_length: int, tokenizer: Tokenizer, is_whole: bool = True
-) -> tuple[tuple[Path, ...], tuple[Manifest, ...], RemoteRows | None]:
+    data: DataConfig, streams: Sequence[tuple[str, str]], row_length: int, tokenizer: Tokenizer | None,
+    is_whole: bool = True,
+) -> tuple[tuple[Path, ...], tuple[Manifest, ...], RemoteRows | None]:  # fmt: skip
     """Folder and manifest of the training rows of each stream, all checked, and where their shards come from.
 
     Args:
         streams: source and language of each.
         row_length: most token ids that the run allows in a row.
+        tokenizer: the run's; None for manifests of any rows, which need not be there.
         is_whole: whether all files of a folder must be there, and not the manifests alone.
 
     Raises:
@@ -262,22 +264,13 @@ def find_rows(
     is_whole = is_whole and not is_remote(data.root)
 
     def check(folder: Path) -> Manifest:
+        if tokenizer is None:
+            return read_manifest(folder)
         return check_stream(folder, row_length, tokenizer.digest, tokenizer.vocab_size, is_whole)
 
-    return find_manifests(data, streams, check)
-
-
-def find_manifests(
-    data: DataConfig, streams: Sequence[tuple[str, str]], read: Callable[[Path], Manifest] = read_manifest
-) -> tuple[tuple[Path, ...], tuple[Manifest, ...], RemoteRows | None]:
-    """The same of rows that need not be there, nor be those of some tokenizer; `read` is given each stream's folder.
-
-    Raises:
-        OSError, ValueError: a manifest is missing or broken, or the object store cannot be read.
-    """
     root, remote = place_of(data.root, data)
     folders = tuple(stream_folder(root, "train", source, language) for source, language in streams)
-    return folders, remote.open_streams(folders, read) if remote else tuple(map(read, folders)), remote
+    return folders, remote.open_streams(folders, check) if remote else tuple(map(check, folders)), remote
 
 
 class Prefetcher:
