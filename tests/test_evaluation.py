@@ -16,8 +16,8 @@ from transformers import BertConfig, ModernBertConfig, ModernBertForMaskedLM
 from mmbert.evaluation import bits_per_byte as program
 from mmbert.evaluation.scoring import batches_of_like_length, masked_logits, pad_batch, score_languages
 from mmbert.fixed_masks import fixed_mask, num_masked_tokens
-from mmbert.heldout import HeldoutLanguage, MaskedDocument, bits_per_byte, mask_documents, split_row
-from mmbert.packing import TokenIds, pack_documents
+from mmbert.heldout import HeldoutLanguage, MaskedDocument, bits_per_byte, mask_documents
+from mmbert.packing import Rows, TokenIds, pack_documents
 from mmbert.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from tests.written_streams import write_stream
 
@@ -217,8 +217,8 @@ def test_batches_hold_every_document_once_within_their_budget() -> None:
 
 def test_rows_split_into_the_documents_they_were_packed_from() -> None:
     documents = make_documents(20, seed=4)
-    rows = pack_documents(documents, 64, bos=2, eos=1)
-    found = [document.tolist() for row in rows for document in split_row(row.input_ids, row.lengths)]
+    rows = Rows.of(pack_documents(documents, 64, bos=2, eos=1))
+    found = [document.tolist() for document in rows.documents()]
     assert sorted(found) == sorted(document.tolist() for document in wrap(documents))
 
 

@@ -128,15 +128,9 @@ def read_heldout(
     folder = stream_folder(shards, manifest.split, manifest.source, manifest.language)
     num_rows = manifest.rows if most_rows is None else min(most_rows, manifest.rows)
     rows = LanguageShards([folder], [manifest], remote).rows([(0, number) for number in range(num_rows)])
-    documents = split_row(rows.input_ids, rows.lengths)
+    documents = rows.documents()
     num_tokens = sum(len(ids) for ids in documents)
     return HeldoutLanguage(manifest.language, documents, round(manifest.text_bytes * num_tokens / manifest.tokens))
-
-
-def split_row(input_ids: TokenIds, lengths: NDArray[np.uint16]) -> list[TokenIds]:
-    """Documents of packed rows: input_ids (sum of lengths,) -> one array for each length."""
-    ends = np.cumsum(lengths, dtype=np.int64)
-    return np.split(input_ids, ends[:-1])
 
 
 def num_maskable_tokens(heldout: HeldoutLanguage, tokenizer: Tokenizer) -> int:

@@ -56,6 +56,10 @@ class Rows:
             [len(row.lengths) for row in rows],
         )
 
+    def documents(self) -> list[TokenIds]:
+        """The ids of each document."""
+        return np.split(self.input_ids, np.cumsum(self.lengths, dtype=np.int64)[:-1])
+
 
 def check_row_length(row_length: int) -> None:
     """Raise ValueError if `row_length` (tokens) cannot be stored, or leaves no room for text."""
@@ -185,10 +189,10 @@ def join_pieces(rows: Rows, pieces: npt.NDArray[np.uint32]) -> list[TokenIds]:
     are_whole = len(pieces) == len(rows.lengths) and not continues[order[:1]].any()
     if not are_whole or (numbers[order] != np.arange(len(pieces))).any():
         raise ValueError("they are not the pieces of whole documents, each once")
-    texts = np.split(rows.input_ids, np.cumsum(rows.lengths.astype(np.int64))[:-1])
+    wrapped = rows.documents()
     documents: list[list[TokenIds]] = []
     for place in order:
-        text = texts[place][1:-1]
+        text = wrapped[place][1:-1]
         if continues[place]:
             documents[-1].append(text)
         else:
