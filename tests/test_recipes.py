@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mmbert.clock import batch_sizes, learning_rate_multiplier
+from mmbert.clock import batch_sizes, learning_rate
 from mmbert.config import RunConfig, load_config, read_yaml
 from mmbert.merge_config import load_merge
 from mmbert.mixture import temperature_shares
@@ -159,15 +159,13 @@ def test_the_phases_of_a_size_sum_to_3_trillion_tokens(size: list[str]) -> None:
 @pytest.mark.parametrize("path", [path for path in [*PAPER, *ABLATIONS] if "phase3" in path])
 def test_every_decay_ends_at_the_same_learning_rate(path: str) -> None:
     config = load_config(path)
-    last = learning_rate_multiplier(config.learning_rate, config.duration, config.duration)
-    assert config.optimizer.lr * last == pytest.approx(1.6e-5)
+    assert learning_rate(config, config.duration) == pytest.approx(1.6e-5)
 
 
 @pytest.mark.parametrize("path", PAPER)
 def test_a_phase_begins_at_the_learning_rate_that_its_parent_holds(path: str) -> None:
     config = load_config(path)
-    first = learning_rate_multiplier(config.learning_rate, 0, config.duration)
-    assert first == (1.0 if config.parent else 0.0)
+    assert learning_rate(config, 0) == (config.optimizer.lr if config.parent else 0.0)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

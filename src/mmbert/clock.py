@@ -1,5 +1,5 @@
 """What a phase's clock decides, by its configuration: the rows of a global batch, and the learning rate."""
-from mmbert.config import LearningRateConfig, RunConfig
+from mmbert.config import RunConfig
 from mmbert.schedules import BatchSizes, one_minus_sqrt, warmup_stable_decay
 
 
@@ -13,11 +13,7 @@ def batch_sizes(config: RunConfig) -> BatchSizes:
 
 def learning_rate(config: RunConfig, tokens: int) -> float:
     """Of the step that begins after `tokens` tokens of the phase."""
-    return config.optimizer.lr * learning_rate_multiplier(config.learning_rate, tokens, config.duration)
-
-
-def learning_rate_multiplier(config: LearningRateConfig, tokens: int, duration: int) -> float:
-    """Multiplier of the peak learning rate for the step that begins after `tokens` tokens of the phase."""
-    if config.shape == "one_minus_sqrt":
-        return one_minus_sqrt(tokens, duration, config.floor)
-    return warmup_stable_decay(tokens, duration, config.warmup, config.decay, config.floor)
+    rate, duration = config.learning_rate, config.duration
+    if rate.shape == "one_minus_sqrt":
+        return config.optimizer.lr * one_minus_sqrt(tokens, duration, rate.floor)
+    return config.optimizer.lr * warmup_stable_decay(tokens, duration, rate.warmup, rate.decay, rate.floor)
