@@ -77,11 +77,7 @@ class Tokenizer:
     @property
     def special_token_ids(self) -> tuple[int, ...]:
         """The five special ids, sorted."""
-        return tuple(
-            sorted(
-                (self.pad_token_id, self.eos_token_id, self.bos_token_id, self.unk_token_id, self.mask_token_id)
-            )
-        )
+        return tuple(sorted(getattr(self, f"{role}_id") for role in SPECIAL_TOKENS))
 
     @property
     def special_tokens(self) -> dict[str, str]:
