@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -72,11 +72,9 @@ def _sign(descriptor: int, path: Path) -> None:
 
 def _holder(content: bytes) -> str:
     """Who the content of the lock file says holds it; a person may have edited it, so nothing in it is trusted."""
-    try:
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         values = json.loads(content)
         host, pid, since = values["host"], values["pid"], values["since"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return f"another process, which {NAME} does not name"
-    if type(pid) is int and all(isinstance(text, str) and text.isprintable() for text in (host, since)):
-        return f"process {pid} on host {host} since {since}"
+        if type(pid) is int and all(isinstance(text, str) and text.isprintable() for text in (host, since)):
+            return f"process {pid} on host {host} since {since}"
     return f"another process, which {NAME} does not name"
