@@ -1,14 +1,15 @@
 """Spikes: what counts as high, and for how long."""
 import pytest
 
-from mmbert.spikes import count_high, is_high
+from mmbert.spikes import count_high
 
 CALM = [1.0, 5.0] * 8  # mean 3, standard deviation 2
 
 
 @pytest.mark.parametrize("loss, expected", [(15.0, False), (15.01, True), (float("inf"), True), (0.0, False)])
 def test_high_is_six_standard_deviations_above_the_mean(loss: float, expected: bool) -> None:
-    assert is_high(loss, CALM, sigma=6.0) is expected
+    _, num_high = count_high(loss, CALM, 0, sigma=6.0, window=16)
+    assert num_high == expected
 
 
 @pytest.mark.fault(13)
