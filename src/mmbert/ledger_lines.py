@@ -108,9 +108,8 @@ def parse(line: bytes, place: str) -> StepRecord | Event:
     if "event" not in values:
         _check(values, STEP_KEYS, place)
         return StepRecord(**values)
-    names = ("event", "attempt", "step")
-    others = {key: value for key, value in values.items() if key not in names}
-    _check({key: values[key] for key in names if key in values}, EVENT_KEYS, place)
+    others = {key: value for key, value in values.items() if key not in EVENT_KEYS}
+    _check({key: values[key] for key in EVENT_KEYS if key in values}, EVENT_KEYS, place)
     if values["event"] == "rolled_back":
         _check({"to_step": others.get("to_step")}, {"to_step": (int,)}, place)
     return Event(values["event"], values["attempt"], values["step"], others)
