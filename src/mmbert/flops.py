@@ -3,11 +3,9 @@
 Elementwise work is not counted, nor anything computed twice. Backward is twice forward. Pure functions.
 """
 import numpy as np
-from numpy.typing import NDArray
 
 from mmbert.config import ModelConfig
-
-Integers = NDArray[np.int64]
+from mmbert.mixture import Integers
 
 
 def scored_pairs(lengths: Integers, window: int | None) -> int:
