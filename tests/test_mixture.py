@@ -233,6 +233,6 @@ def test_planned_tokens_are_those_of_the_periods_so_far(tau: Schedule) -> None:
     halfway = third.start_tokens + third.tokens / 2
     expected = first.tokens * first.token_shares + second.tokens * second.token_shares
     expected += third.tokens / 2 * third.token_shares
-    assert plan.planned_tokens(int(halfway)) == pytest.approx(expected, rel=1e-4)
-    assert plan.planned_tokens(12_345).sum() == pytest.approx(12_345)
-    assert not plan.planned_tokens(0).any()
+    assert plan.walk(int(halfway)).stream_tokens == pytest.approx(expected, rel=1e-4)
+    assert plan.walk(12_345).stream_tokens.sum() == pytest.approx(12_345)
+    assert not plan.walk(0).stream_tokens.any()

@@ -174,7 +174,7 @@ def test_planned_and_realised_are_the_plans_and_the_ledgers(honest: Path, corpus
     clock = history.steps[-1].tokens
     assert phase.as_of == phase.tokens == clock
     assert [stream.name for stream in phase.streams] == list(data.names)
-    assert [stream.planned for stream in phase.streams] == data.plan(config).planned_tokens(clock).tolist()
+    assert [stream.planned for stream in phase.streams] == data.plan(config).walk(clock).stream_tokens.tolist()
     assert {s.name: s.realised for s in phase.streams} == history.tokens_per_stream()
     assert sum(stream.rows_read or 0 for stream in phase.streams) == history.steps[-1].last_row
     assert phase.notes == []

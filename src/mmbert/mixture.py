@@ -296,7 +296,3 @@ class Plan:
             if tokens <= mixture.start_tokens + mixture.tokens:
                 break
         return Walk(rows, stream_rows, stream_tokens, mixture)
-
-    def planned_tokens(self, tokens: int) -> Floats:
-        """(S,) tokens of each stream in the first `tokens` of the phase."""
-        return self.walk(tokens).stream_tokens

@@ -99,7 +99,7 @@ def streams_by_plan(
     clock = history.steps[-1].tokens if history.steps else 0
     realised = history.tokens_per_stream()
     plan = planned.data.plan(saved.config)
-    tokens, held, rows = plan.planned_tokens(clock).tolist(), plan.tokens.tolist(), plan.rows.tolist()
+    tokens, held, rows = plan.walk(clock).stream_tokens.tolist(), plan.tokens.tolist(), plan.rows.tolist()
     return [
         StreamTokens(name, realised.get(name, 0), tokens[i], held[i], rows[i], read.get(name))
         for i, name in enumerate(planned.data.names)
