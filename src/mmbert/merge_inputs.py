@@ -217,12 +217,6 @@ def made_from(config: MergeConfig, inputs: Sequence[Input]) -> dict[str, Any]:
     return {"method": name, "settings": settings, "inputs": [each.record() for each in inputs]}
 
 
-def read_record(config: MergeConfig) -> dict[str, Any] | None:
-    """merge.json of the run that the YAML names; None where it has none."""
-    path = config.run_folder / RECORD
-    return read_json(path) if path.is_file() else None
-
-
 def is_merged(config: MergeConfig) -> bool:
     """Whether the merge is there, with these settings and from these checkpoints; hashes their manifests alone.
 
@@ -248,10 +242,10 @@ def check_unchanged(config: MergeConfig, now: dict[str, Any]) -> None:
     Raises:
         FileExistsError, ValueError: it is something else.
     """
-    record = read_record(config)
-    if record is None:
+    path = config.run_folder / RECORD
+    if not path.is_file():
         raise FileExistsError(f"{config.run_folder} exists and is no merge; give this merge another `name`")
-    if odd := difference(record, now):
+    if odd := difference(read_json(path), now):
         raise ValueError(
             f"{config.run_folder} was merged from other inputs or settings: {odd}; give this merge another `name`, or "
             "move that folder away"
