@@ -22,6 +22,7 @@ Kernel = Literal["cpu", "flash_attn", "torch_varlen", "torch_flash", "flash_attn
 """What computes attention (attention.py)."""
 
 MERGE_METHODS = ("ties", "exponential")  # sections of a merge's YAML, which has one of them
+IMPORTED, MERGED = "import.json", "merge.json"  # records in the folders of runs that trained on nothing
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mmbert.command import errors_in_one_line, local_folder
-from mmbert.config import ModelConfig
+from mmbert.config import IMPORTED, ModelConfig
 from mmbert.convert_to_hf import carried_fields, check_logits
 from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
@@ -40,7 +40,6 @@ from mmbert.published_model import (
 from mmbert.tokenizer import Tokenizer, load_tokenizer
 from mmbert.untrained_run import first_state, untrained_run
 
-RECORD = "import.json"
 BEGINNING = """\
 # A beginning for 500M tokens behind a model that has decayed, not measured; common.yaml's 8e-4 is for random weights:
 optimizer: {lr: 1.0e-4}
@@ -102,7 +101,7 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
             "model_sha256": {path.name: sha256_of(path) for path in sorted({entry.path for entry in stored.values()})},
             "tokenizer_digest": tokenizer.digest,
         }
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (partial / IMPORTED).write_text(json.dumps(record, indent=2) + "\n")
     return config, difference
 
 

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from mmbert.checkpoint import newest_checkpoint
 from mmbert.checkpoint_files import read_state, read_tensor
 from mmbert.command import errors_in_one_line
-from mmbert.config import ModelConfig
+from mmbert.config import MERGED, ModelConfig
 from mmbert.merge_config import MergeConfig, TiesConfig, load_merge
-from mmbert.merge_inputs import RECORD, Input, check_inputs, check_unchanged, find_inputs, made_from
+from mmbert.merge_inputs import Input, check_inputs, check_unchanged, find_inputs, made_from
 from mmbert.merging import Agreement, sign_agreement, ties, weighted_mean
 from mmbert.model import MmBertForMaskedLM
 from mmbert.untrained_run import first_state, untrained_run
@@ -82,7 +82,7 @@ def merge(config: MergeConfig, inputs: Sequence[Input]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
     with untrained_run(config.run_folder, model, merged_state(section, inputs[0])) as partial:
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (partial / MERGED).write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begin = time.monotonic()
         record = merge(config, inputs)
     print(*summary(config, record), sep="\n")
-    print(f"Written: {config.run_folder / RECORD}, after {time.monotonic() - begin:.0f} s")
+    print(f"Written: {config.run_folder / MERGED}, after {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

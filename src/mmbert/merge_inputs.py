@@ -8,15 +8,13 @@ import torch
 
 from mmbert.checkpoint import step_folders, why_invalid
 from mmbert.checkpoint_files import check_tensors_fit, read_json, read_state, step_of
-from mmbert.config import ModelConfig
+from mmbert.config import MERGED, ModelConfig
 from mmbert.file_contents import sha256_of
 from mmbert.ledger import read_ledger
 from mmbert.merge_config import MergeConfig, TiesConfig, run_of
 from mmbert.merging import exponential_weights
 from mmbert.model import MmBertForMaskedLM
 from mmbert.typed import build
-
-RECORD = "merge.json"
 
 
 @dataclass(frozen=True)
@@ -242,7 +240,7 @@ def check_unchanged(config: MergeConfig, now: dict[str, Any]) -> None:
     Raises:
         FileExistsError, ValueError: it is something else.
     """
-    path = config.run_folder / RECORD
+    path = config.run_folder / MERGED
     if not path.is_file():
         raise FileExistsError(f"{config.run_folder} exists and is no merge; give this merge another `name`")
     if odd := difference(read_json(path), now):

@@ -12,18 +12,16 @@ from typing import Any
 from mmbert.checkpoint import step_folders, weights_sha256
 from mmbert.checkpoint_files import read_json, read_state
 from mmbert.clock import learning_rate
-from mmbert.config import ModelConfig, RunConfig
+from mmbert.config import IMPORTED, MERGED, ModelConfig, RunConfig
 from mmbert.data_config import GroupConfig
 from mmbert.evaluation.run_records import sum_by_language
 from mmbert.languages import find
-from mmbert.merge_inputs import RECORD as MERGED
 from mmbert.page_style import quantity
 from mmbert.plan.facts import path_of
 from mmbert.plan.numbers import num_parameters
 from mmbert.recipe_table import table
 from mmbert.typed import build
 
-IMPORTED = "import.json"  # RECORD of import_from_hf.py, which imports conversion, which imports this
 CARD = """\
 ---
 library_name: transformers

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmbert.clock import batch_sizes, learning_rate
-from mmbert.config import RunConfig
+from mmbert.config import IMPORTED, MERGED, RunConfig
 from mmbert.file_contents import parse_object
 from mmbert.heldout import check_validation
 from mmbert.identity import KEPT, encoder_changes
@@ -23,7 +23,7 @@ OVERSHOOT = 0.01  # of the phase
 RAISED = 1.05  # times the rate that the parent ended with
 HOURS_AT_STAKE = 3.0  # between two checkpoints
 HIGH_RATE = 4e-4  # half the recipe's peak for random weights; mmBERT's decays end at 1.6e-5
-UNTRAINED = {"import.json": "imported", "merge.json": "merged"}  # records of runs that trained on nothing
+UNTRAINED = {IMPORTED: "imported", MERGED: "merged"}
 
 
 @dataclass(frozen=True)
