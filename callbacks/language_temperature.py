@@ -27,8 +27,7 @@ class LanguageTemperature(Callback):
         """Find the period that the batch begins in, and log its taus."""
         while self.period.index < int(state.timestamp.sample) // self.period_rows:
             self.period = next(self.periods)
-        for group, tau in zip(self.groups, self.period.taus, strict=True):
-            logger.log_metrics({f"tau/{group.name}": tau})
+        logger.log_metrics({f"tau/{name}": tau for name, tau in self.taus().items()})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the global batch's tokens to its streams."""
@@ -36,10 +35,13 @@ class LanguageTemperature(Callback):
         self.tokens += seen
         self.planned += self.period.token_shares * seen.sum()
 
+    def taus(self) -> dict[str, float]:
+        """The last period's, by group."""
+        return dict(zip((group.name for group in self.groups), self.period.taus, strict=True))
+
     def tau(self) -> float:
-        """The last period's, of the group that the paper speaks of."""
-        taus = dict(zip((group.name for group in self.groups), self.period.taus, strict=True))
-        return taus[main_group(self.groups).name]
+        """Of the group that the paper speaks of."""
+        return self.taus()[main_group(self.groups).name]
 
     def state_dict(self) -> dict[str, Any]:
         """Tokens of every stream so far, by name."""

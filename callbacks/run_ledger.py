@@ -49,7 +49,7 @@ class RunLedger(Callback):
             digest=batch["digest"],
             streams={names[stream]: int(tokens[stream]) for stream in tokens.nonzero()[0]},
             mask_rate=self.config.mask_rate.value(int(before.token), self.config.duration),
-            taus=dict(zip((group.name for group in self.mixture.groups), self.mixture.period.taus, strict=True)),
+            taus=self.mixture.taus(),
             learning_rate=state.optimizers[0].param_groups[0]["lr"],
             loss=loss if isfinite(loss) else None,
             skipped=self.finite.reason,
