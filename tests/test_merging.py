@@ -28,12 +28,6 @@ def test_exponential_weights_are_a_geometric_series_that_sums_to_1_and_the_newes
         assert weights == sorted(weights)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.5, 2.0, float("nan")])
-def test_a_ratio_that_does_not_favour_the_newest_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="must lie between 0 and 1"):
-        exponential_weights(3, ratio)
-
-
 def test_the_weighted_mean_is_that_of_the_numbers_and_only_proportions_count() -> None:
     tensors = [torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 6.0]])]
     assert torch.equal(weighted_mean(tensors, [3.0, 1.0]), torch.tensor([[1.5, 0.0]]))

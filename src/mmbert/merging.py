@@ -21,13 +21,7 @@ PART = 2**18
 
 
 def exponential_weights(n: int, ratio: float) -> list[float]:
-    """Weights of n checkpoints, oldest first: each is `ratio` times the one after it, and they sum to 1.
-
-    Raises:
-        ValueError: `ratio` does not lie between 0 and 1.
-    """
-    if not 0.0 < ratio < 1.0:
-        raise ValueError(f"ratio = {ratio} must lie between 0 and 1: what an older checkpoint weighs against the next")
+    """Weights of n checkpoints, oldest first: each is `ratio` times the one after it, and they sum to 1."""
     powers = [ratio ** (n - 1 - i) for i in range(n)]
     return [power / sum(powers) for power in powers]
 
