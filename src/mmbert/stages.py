@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from mmbert.checkpoint import step_folders
 from mmbert.checkpoint_files import read_state
@@ -132,10 +131,9 @@ def evaluation(config: AnyConfig, converted: Stage) -> list[Stage]:
             "converted models lists a folder: name one with the held-out rows, or give --train-only"
         )
     result = config.run_folder / "bits_per_byte.json"
-    options: dict[str, Any] = {"model": converted.result, "shards": validation.root, "source": validation.source}
+    arguments = ["--model", str(converted.result), "--shards", validation.root, "--source", validation.source]
     if validation.rows is not None:
-        options["rows"] = validation.rows
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        arguments += ["--rows", str(validation.rows)]
     is_done = converted.is_done and is_evaluated(config, validation, result)
     return [Stage(
         f"{config.name}-bits", result, (converted.name,),
