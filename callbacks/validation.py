@@ -49,9 +49,8 @@ class Validation(Callback):
             return
         error: Exception | None = None
         try:
-            most_tokens = self.config.device_train_microbatch_size * self.config.max_seq_len
             self.heldout = HeldoutSet.read(
-                self.config, phase.heldout, phase.tokenizer, self.ranks, microbatches(phase), most_tokens
+                self.config, phase.heldout, phase.tokenizer, self.ranks, microbatches(phase)
             )
         except (OSError, ValueError) as caught:
             error = caught

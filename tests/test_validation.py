@@ -212,10 +212,11 @@ def test_two_ranks_validate_each_document_once(corpus: Corpus, whole: Path, tmp_
 
 
 def heldout_of(corpus: Corpus, folder: Path, rank: int, world_size: int, *overrides: str) -> HeldoutSet:
-    config = load_config(prepare(folder / str(rank), corpus), [validated(corpus), *overrides])
+    two_rows = "device_train_microbatch_size=2"
+    config = load_config(prepare(folder / str(rank), corpus), [validated(corpus), two_rows, *overrides])
     tokenizer = load_tokenizer(corpus.tokenizer)
     manifests = check_validation(config, tokenizer)
-    return HeldoutSet.read(config, manifests, tokenizer, Ranks(rank, world_size, None), Microbatches(), 150)
+    return HeldoutSet.read(config, manifests, tokenizer, Ranks(rank, world_size, None), Microbatches())
 
 
 def test_ranks_share_the_documents_and_know_all_of_the_text(corpus: Corpus, tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_ranks_share_the_documents_and_know_all_of_the_text(corpus: Corpus, tmp_
 
     assert sorted(documents(alone)) == sorted(document for share in shares for document in documents(share))
     assert all(share.num_tokens == alone.num_tokens and share.text_bytes == alone.text_bytes for share in shares)
-    assert all(sum(batch["lengths"]) <= 150 for batch in alone.microbatches)
+    assert all(sum(batch["lengths"]) <= 2 * 64 for batch in alone.microbatches)
     mask_id = load_tokenizer(corpus.tokenizer).mask_token_id
     for batch in alone.microbatches:
         assert (batch["input_ids"][batch["masked"]] == mask_id).all()

@@ -59,12 +59,9 @@ class HeldoutSet:
     @classmethod
     def read(
         cls, config: RunConfig, manifests: Sequence[Manifest], tokenizer: Tokenizer, ranks: Ranks,
-        microbatches: Microbatches, most_tokens: int,
+        microbatches: Microbatches,
     ) -> "HeldoutSet":  # fmt: skip
         """Read the languages, and mask every n-th document on each of n ranks.
-
-        Args:
-            most_tokens: of a microbatch.
 
         Raises:
             OSError, ValueError: a shard cannot be read, or is not what was written.
@@ -76,6 +73,7 @@ class HeldoutSet:
             read = partial(read_heldout, folder, most_rows=validation.rows, remote=remote)
             languages = list(pool.map(read, manifests))
         documents = mask_documents(languages, tokenizer, slice(ranks.rank, None, ranks.world_size))
+        most_tokens = config.device_train_microbatch_size * config.max_seq_len
         parts = filled([len(document.input_ids) for document in documents], most_tokens)
         return cls(
             tuple(f"{manifest.source}/{manifest.language}" for manifest in manifests),
