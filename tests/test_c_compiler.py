@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmbert.c_compiler import check_c_compiler
 from mmbert.config import load_config
+from mmbert.device import check_c_compiler
 from mmbert.trainer import Phase
 from tests.conftest import Corpus
 from tests.training_runs import write_yamls

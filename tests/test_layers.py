@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"schedules", "mixture", "row_order", "masking", "packing", "spikes", "head_chunks", "fixed_masks"}
-    | {"atomic", "command", "c_compiler", "file_contents", "json_files", "processes", "stop_request"}
+    | {"atomic", "command", "file_contents", "json_files", "processes", "stop_request"}
     | {"run_lock", "watchdog"},
     {"config", "data_config", "typed", "flops", "device_peaks", "clock", "streams", "identity", "languages"}
     | {"page_style", "merge_config"},

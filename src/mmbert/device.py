@@ -1,5 +1,7 @@
-"""Where a run computes: on the CPU, or on the GPUs that torch sees."""
+"""Where a run computes: on the CPU, or on the GPUs that torch sees, and what these take besides."""
 import os
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Literal
 
@@ -52,3 +54,22 @@ def why_no_gpu() -> str:
     except RuntimeError as error:
         return str(error).splitlines()[0].rstrip(".")
     return "it does not say why"
+
+
+def check_c_compiler() -> None:
+    """Triton, which builds a launcher for each of its kernels in C, will find a compiler and this Python's headers.
+
+    Raises:
+        FileNotFoundError: names what is missing, and the remedy.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        raise FileNotFoundError(
+            "no C compiler is found, with which Triton builds launchers for a GPU: install gcc, load it as a module, "
+            "or name one in CC"
+        )
+    header = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
+    if not header.is_file():
+        raise FileNotFoundError(
+            f"{header} is missing, with which Triton builds launchers for a GPU: install Python's headers (Debian: "
+            "python3-dev), or make .venv with a Python that has them"
+        )

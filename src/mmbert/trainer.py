@@ -14,7 +14,6 @@ from torch import nn
 
 from mmbert.atomic import make_folder
 from mmbert.attention import check_kernel
-from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import (
     checkpoint_bytes,
     load_moments,
@@ -26,7 +25,7 @@ from mmbert.checkpoint import (
 )
 from mmbert.config import RunConfig
 from mmbert.data import Microbatches, PhaseData, build_data
-from mmbert.device import check_device, device_of
+from mmbert.device import check_c_compiler, check_device, device_of
 from mmbert.finished import check_identity, check_parent
 from mmbert.heldout import check_validation
 from mmbert.identity import encoder_changes, recipe

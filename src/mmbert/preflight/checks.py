@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 
 from mmbert.attention import check_kernel
-from mmbert.c_compiler import check_c_compiler
 from mmbert.checkpoint import checkpoint_bytes, step_folders
 from mmbert.config import RunConfig
-from mmbert.device import check_device, device_of, why_no_gpu
+from mmbert.device import check_c_compiler, check_device, device_of, why_no_gpu
 from mmbert.heldout import check_validation
 from mmbert.model import MmBertForMaskedLM
 from mmbert.plan.numbers import count_checkpoints
