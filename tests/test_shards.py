@@ -31,7 +31,7 @@ def test_rows_are_those_that_streaming_itself_reads(folders: list[Path], tmp_pat
         dataset = StreamingDataset(local=str(folder), batch_size=1)
         assert len(dataset) == read_manifest(folder).rows > 3
         for number in range(len(dataset)):
-            row = shards.row(stream, number)
+            row = shards.rows([(stream, number)])
             assert np.array_equal(row.input_ids, dataset[number]["input_ids"])
             assert np.array_equal(row.lengths, dataset[number]["lengths"])
 
@@ -43,7 +43,7 @@ def test_one_flipped_bit_anywhere_is_found_before_any_row_is_used(folders: list[
     for position in np.random.default_rng(0).integers(len(content), size=200):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         with pytest.raises(ValueError, match=f"{path} was changed after it was written"):
-            open_shards(folders).row(0, 0)
+            open_shards(folders).rows([(0, 0)])
 
 
 @pytest.mark.fault(4)
@@ -54,14 +54,14 @@ def test_a_truncated_a_missing_and_another_streams_shard_are_named(folders: list
     for size in (0, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
         with pytest.raises(ValueError, match=f"{path} holds {size} bytes, must be {len(content)}"):
-            shards.row(0, 0)
+            shards.rows([(0, 0)])
     path.write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match=str(path)):
-        shards.row(0, 0)
+        shards.rows([(0, 0)])
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{path} is missing"):
-        shards.row(0, 0)
-    assert len(shards.row(1, 0).input_ids)  # the other stream is read on
+        shards.rows([(0, 0)])
+    assert len(shards.rows([(1, 0)]).input_ids)  # the other stream is read on
 
 
 @pytest.mark.parametrize("behind", [0, 5])
@@ -69,7 +69,7 @@ def test_a_row_behind_the_last_of_its_stream_is_not_the_next_streams(folders: li
     """Rows are numbered through all streams, so it would be one that can be read."""
     shards = open_shards(folders)
     with pytest.raises(AssertionError, match="a row that its stream does not have"):
-        shards.row(0, shards.manifests[0].rows + behind)
+        shards.rows([(0, shards.manifests[0].rows + behind)])
 
 
 @pytest.mark.fault(11, 28)
@@ -77,22 +77,22 @@ def test_what_happens_to_a_shard_after_its_check_is_still_no_row(folders: list[P
     """Its ids are checked whenever they are read."""
     shards = open_shards(folders)
     path = folders[0] / "shard.00000.mds"
-    shards.row(0, 0)
+    shards.rows([(0, 0)])
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(ValueError, match=f"{path} row 1"):
-        shards.row(0, 1)
+        shards.rows([(0, 1)])
 
 
 @pytest.mark.fault(11, 23)
 def test_a_shard_that_goes_away_is_read_on_where_it_is_open_and_named_elsewhere(folders: list[Path]) -> None:
     reading, about_to_read = open_shards(folders), open_shards(folders)
     path = folders[0] / "shard.00000.mds"
-    reading.row(0, 0)
+    reading.rows([(0, 0)])
     about_to_read.check(0)
     path.unlink()
-    assert len(reading.row(0, 1).input_ids)
+    assert len(reading.rows([(0, 1)]).input_ids)
     with pytest.raises(OSError, match=f"{path} cannot be read: No such file or directory; look at the disk"):
-        about_to_read.row(0, 1)
+        about_to_read.rows([(0, 1)])
 
 
 def open_files() -> list[str]:
@@ -112,7 +112,7 @@ def test_a_disk_that_fails_is_named_and_leaves_no_file_open(
     path = shards.check(0)
     monkeypatch.setattr(os, "pread", fail)
     with pytest.raises(OSError, match=f"^{path} cannot be read: Input/output error; look at the disk"):
-        shards.row(0, 0)
+        shards.rows([(0, 0)])
     assert path not in open_files()
 
 
@@ -140,7 +140,7 @@ def test_a_sample_must_be_two_vectors_and_nothing_else(folders: list[Path], what
     """Of row 1: its end, which is row 2's begin, and the two bytes that begin a vector of less than 256 numbers."""
     shards = open_shards(folders)
     path = folders[0] / "shard.00000.mds"
-    whole = shards.row(0, 1)
+    whole = shards.rows([(0, 1)])
     content = path.read_bytes()
     begin = int.from_bytes(content[8:12], "little")
     first = int.from_bytes(content[begin : begin + 4], "little")
@@ -157,7 +157,7 @@ def test_a_sample_must_be_two_vectors_and_nothing_else(folders: list[Path], what
     mmbert.shards.close(shards.files)
     shards.files.clear()  # an open shard's places are known already
     with pytest.raises(ValueError, match=rf"{path} row 1: cannot be decoded \(\d+ bytes are no vector"):
-        shards.row(0, 1)
+        shards.rows([(0, 1)])
 
 
 @pytest.mark.fault(28)
@@ -165,7 +165,7 @@ def test_a_checked_shard_that_ends_in_its_table_of_places_is_named(folders: list
     """As where a disk loses the end of a file between the check and the next time that it is opened."""
     shards = open_shards(folders)
     path = folders[0] / "shard.00000.mds"
-    shards.row(0, 1)
+    shards.rows([(0, 1)])
     path.write_bytes(path.read_bytes()[:12])
     mmbert.shards.close(shards.files)
     shards.files.clear()  # an open shard's places are known already
@@ -175,7 +175,7 @@ def test_a_checked_shard_that_ends_in_its_table_of_places_is_named(folders: list
 def why_refused(shards: LanguageShards) -> str:
     """What is said of row 1 of the first stream."""
     try:
-        shards.row(0, 1)
+        shards.rows([(0, 1)])
     except ValueError as error:
         return str(error)
     return "nothing"
@@ -186,7 +186,7 @@ def test_garbage_in_a_shard_that_was_checked_is_named_whatever_it_is(folders: li
     """Bytes at the places that say where things are, and anywhere: a row, or an error that names file and row."""
     shards = open_shards(folders)
     path = folders[0] / "shard.00000.mds"
-    shards.row(0, 0)
+    shards.rows([(0, 0)])
     whole, random = path.read_bytes(), np.random.default_rng(0)
     begin = int.from_bytes(whole[8:12], "little")  # of row 1
     for number in range(600):

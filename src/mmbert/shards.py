@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from mmbert.manifest import REMEDY, Manifest, ShardRecord, check_shard
 from mmbert.mds_samples import decode
-from mmbert.packing import Row, Rows
+from mmbert.packing import Rows
 from mmbert.processes import open_files_allowed
 from mmbert.remote_rows import THREADS, Prefetcher, RemoteRows
 
@@ -65,11 +65,6 @@ class LanguageShards:
         self.files: dict[int, OpenShard] = {}  # in the order in which they were opened
         self.most_open = most_open()
         weakref.finalize(self, close, self.files)
-
-    def row(self, stream: int, number: int) -> Row:
-        """Row `number` of a stream; see `rows`."""
-        rows = self.rows([(stream, number)])
-        return Row(rows.input_ids, rows.lengths)
 
     def rows(self, wanted: Wanted) -> Rows:
         """These rows, laid end to end.

@@ -125,7 +125,7 @@ def rename_shard(stream: Path, name: str) -> None:
 def rows_of(stream: Path) -> list[RowLists]:
     """All rows of a stream."""
     shards = LanguageShards([stream], [manifest := read_manifest(stream)])
-    rows = [shards.row(0, number) for number in range(manifest.rows)]
+    rows = [shards.rows([(0, number)]) for number in range(manifest.rows)]
     return [(row.input_ids.tolist(), row.lengths.tolist()) for row in rows]
 
 

@@ -135,7 +135,7 @@ def bits_that_make_other_tokens(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     content = path.read_bytes()
 
     def row(number: int) -> np.ndarray:
-        return LanguageShards([folder], [manifest]).row(0, number).input_ids
+        return LanguageShards([folder], [manifest]).rows([(0, number)]).input_ids
 
     def bit(number: int) -> int:
         right, begin = row(number), int.from_bytes(content[4 * (1 + number) :][:4], "little")

@@ -17,7 +17,7 @@ def opened(remote: RemoteRows) -> LanguageShards:
 
 def all_rows(shards: LanguageShards) -> list[bytes]:
     return [
-        shards.row(stream, number).input_ids.tobytes()
+        shards.rows([(stream, number)]).input_ids.tobytes()
         for stream, manifest in enumerate(shards.manifests)
         for number in range(manifest.rows)
     ]

@@ -61,7 +61,7 @@ def die_half_way(remote: RemoteRows) -> None:
 
     shards = opened(remote)
     mmbert.remote_rows.download = half  # type: ignore[assignment]
-    shards.row(0, 0)
+    shards.rows([(0, 0)])
 
 
 @pytest.mark.parametrize("limited", [False, True])
@@ -78,7 +78,7 @@ def test_a_kill_in_the_middle_of_a_download_blocks_nobody_and_leaves_nothing(
     assert cached(remote) == [f"{LAA}/.{SHARD}.partial/{SHARD}"]
     shards = opened(remote)
     if limited:
-        shards.row(1, 0)
+        shards.rows([(1, 0)])
         assert cached(remote) == [f"{LAB}/{SHARD}"]
     assert all_rows(shards) == local_rows(corpus)
     assert not list(remote.folder.rglob("*.partial*"))
@@ -90,7 +90,7 @@ def read_at_random(remote: RemoteRows, expected: list[bytes], seed: int) -> None
     numbers = [(stream, number) for stream, m in enumerate(shards.manifests) for number in range(m.rows)]
     for at in np.random.default_rng(seed).integers(len(numbers), size=60):
         shards.fetch([numbers[at]], later=[numbers[at - 1]])
-        if shards.row(*numbers[at]).input_ids.tobytes() != expected[at]:
+        if shards.rows([numbers[at]]).input_ids.tobytes() != expected[at]:
             os._exit(1)
 
 
@@ -117,12 +117,12 @@ def test_what_was_asked_for_last_stays(url: str, tmp_path: Path, action: str) ->
     remote.fetch_manifests(folders)
     manifests = [read_manifest(folder) for folder in folders]
     shards = LanguageShards(folders, manifests, replace(remote, limit=sum(sizes(manifests)) - 1))
-    shards.row(0, 0)
-    shards.row(1, 0)
+    shards.rows([(0, 0)])
+    shards.rows([(1, 0)])
     opened_again = getattr(remote, action)(folders[0], SHARD, manifests[0].shards[SHARD])
     if opened_again is not None:
         os.close(opened_again)
-    shards.row(2, 0)
+    shards.rows([(2, 0)])
     assert cached(remote) == [f"train/invented/la{name}/{SHARD}" for name in "ac"]
 
 
@@ -131,7 +131,7 @@ def test_an_evicted_shard_is_closed_at_the_next_batch(url: str, corpus: Corpus, 
     assert all_rows(shards) == local_rows(corpus)
     path = str(shards.folders[0] / SHARD)
     os.unlink(path)
-    assert len(shards.row(0, 1).input_ids)  # it is open
+    assert len(shards.rows([(0, 1)]).input_ids)  # it is open
     shards.fetch([(1, 0)])
     assert shards.shards[0] == (0, SHARD)
     assert 0 not in shards.files
@@ -183,7 +183,7 @@ def test_shards_are_fetched_ahead(url: str, tmp_path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert len(shards.row(1, 0).input_ids)
+    assert len(shards.rows([(1, 0)]).input_ids)
 
 
 def test_a_shard_that_cannot_be_fetched_ahead_is_an_error_only_where_it_is_needed(
@@ -193,6 +193,6 @@ def test_a_shard_that_cannot_be_fetched_ahead_is_an_error_only_where_it_is_neede
     store.delete(f"{tmp_path.name}/{LAB}/{SHARD}")
     shards.fetch([(0, 0)], later=[(1, 0)])
     assert isinstance(shards.ahead, Prefetcher)
-    assert len(shards.row(0, 1).input_ids)
+    assert len(shards.rows([(0, 1)]).input_ids)
     with pytest.raises(OSError, match=f"{url}/{LAB}/{SHARD} does not exist"):
         shards.fetch([(1, 0)])

@@ -21,7 +21,7 @@ def test_remote_rows_are_the_local_ones_and_only_what_is_read_is_fetched(
     remote = RemoteRows(url, tmp_path / "cache")
     shards = opened(remote)
     assert cached(remote) == []
-    shards.row(0, 0)
+    shards.rows([(0, 0)])
     assert cached(remote) == [f"{LAA}/{SHARD}"]
     assert all_rows(shards) == local_rows(corpus)
 
@@ -79,10 +79,10 @@ def test_a_damaged_object_is_tried_again_then_named(
     for broken in (content[:-1], bytes(len(content)), b""):
         store.put(key, broken)
         with pytest.raises(ValueError, match=f"{url}/{LAA}/{SHARD} arrived damaged, 3 times: {url}/.*upload it again"):
-            shards.row(0, 0)
+            shards.rows([(0, 0)])
         assert cached(remote) == []
     monkeypatch.setattr(mmbert.object_store, "log", log := Mends(store, key, content))
-    assert len(shards.row(0, 0).input_ids)
+    assert len(shards.rows([(0, 0)]).input_ids)
     assert log.lines == 1
 
 
@@ -105,7 +105,7 @@ def test_what_is_missing_or_forbidden_is_named_at_once(
     shards = opened(remote)
     store.delete(f"{tmp_path.name}/{LAA}/{SHARD}")
     with pytest.raises(OSError, match=f"{url}/{LAA}/{SHARD} does not exist, or its bucket does not"):
-        shards.row(0, 0)
+        shards.rows([(0, 0)])
     with pytest.raises(OSError, match=r"s3://nowhere/x/train/invented/la./manifest.json does not exist, or its bucket"):
         opened(RemoteRows("s3://nowhere/x", tmp_path / "cache"))
     with pytest.raises(ValueError, match="Streaming cannot read ftp://"):
@@ -127,7 +127,7 @@ def test_a_server_that_is_gone_is_waited_for_and_named_in_the_end(
     store.stop()
     try:
         with pytest.raises(OSError, match=f"{url}/{LAA}/{SHARD} cannot be fetched, tried 3 times: .*run the same"):
-            shards.row(0, 0)
+            shards.rows([(0, 0)])
         back = threading.Timer(1.0, store.start)
         back.start()
         monkeypatch.setattr(mmbert.remote_rows, "WAITS", (0.2,) * 100)
@@ -149,5 +149,5 @@ def test_a_full_disk_is_named_at_once(url: str, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(mmbert.object_store, "client", lambda *_: Full())
     with pytest.raises(OSError, match=f"{SHARD} cannot be written: No space left on device; free some space, or set"):
-        shards.row(0, 0)
+        shards.rows([(0, 0)])
     assert cached(remote) == []
