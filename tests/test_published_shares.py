@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmbert.published_shares import COLUMNS, main, predicted_and_published, read_counts, shares_of_hq
+from mmbert.published_shares import COLUMNS, common_languages, main, predicted_and_published, read_table, shares_of_hq
 from mmbert.streams import read_languages
 
 # Every sixth of the 59 languages that FineWeb2 has in all phases, by size: tokens in the mixtures of COLUMNS.
@@ -38,7 +38,7 @@ def counts(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", TAUS)
 def test_the_published_shares_of_later_phases_follow_from_phase_1_by_tau(counts: Path, name: str) -> None:
-    codes, tokens = read_counts(counts)
+    codes, tokens = common_languages(read_table(counts))
     assert codes == list(COUNTS)
     predicted, published = predicted_and_published(tokens)[name]
     first, later = (np.array([row[i] for row in COUNTS.values()]) for i in (0, list(COLUMNS).index(name)))
@@ -62,7 +62,7 @@ def test_the_program_prints_both_shares_of_every_language(counts: Path, capsys: 
 def test_what_tau_gives_the_languages_of_fineweb2_hq_follows_from_phase_2(counts: Path) -> None:
     phase2 = np.array([row[1] for row in COUNTS.values()], dtype=np.float64)
     of_hq = np.isin(list(COUNTS), ["rus", "ita", "tur", "ell"])
-    found = shares_of_hq(counts)
+    found = shares_of_hq(read_table(counts))
     assert found["phase2"] == pytest.approx(phase2[of_hq].sum() / phase2.sum())
     assert found["phase3-all"] == pytest.approx((phase2**0.6)[of_hq].sum() / (phase2**0.6).sum())
 

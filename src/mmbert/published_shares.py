@@ -13,7 +13,7 @@ shares of the YAMLs' group `fineweb2_hq` within FineWeb2's.
 """
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ from mmbert.command import errors_in_one_line
 from mmbert.config import load_config
 from mmbert.languages import find
 from mmbert.mixture import Floats, Group, group_shares, temperature_shares
-from mmbert.plan.counts import ESTIMATES
-from mmbert.plan.counts import read_counts as read_sizes
+from mmbert.plan.counts import ESTIMATES, read_counts
 from mmbert.recipe_table import table
 from mmbert.streams import read_languages
 
@@ -54,26 +53,25 @@ def read_table(path: Path) -> dict[str, list[int]]:
     return {row["language"]: [int(row[column]) for column in COLUMNS.values()] for row in rows}
 
 
-def read_counts(path: Path) -> tuple[list[str], Floats]:
+def common_languages(counts: Mapping[str, Sequence[int]]) -> tuple[list[str], Floats]:
     """Codes of the L languages, largest of phase 1 first, and their tokens in each mixture, (L, mixtures)."""
-    counts = read_table(path)
     common = {code: row for code, row in counts.items() if min(row) > 0 and code not in NO_TAU}
     codes = sorted(common, key=lambda code: -common[code][0])
     return codes, np.array([common[code] for code in codes], dtype=np.float64)
 
 
-def predicted_and_published(counts: Floats) -> dict[str, tuple[Floats, Floats]]:
+def predicted_and_published(tokens: Floats) -> dict[str, tuple[Floats, Floats]]:
     """Of each later mixture both shares of the L languages, (L,) each, by the tau of its YAML."""
     taus = [load_config(f"yamls/{name}.yaml").data.groups()["fineweb2"].tau.start for name in COLUMNS]
-    shares = counts / counts.sum(axis=0)
+    shares = tokens / tokens.sum(axis=0)
     later = enumerate(list(COLUMNS)[1:], start=1)
-    return {name: (temperature_shares(counts[:, 0], taus[i] / taus[0]), shares[:, i]) for i, name in later}
+    return {name: (temperature_shares(tokens[:, 0], taus[i] / taus[0]), shares[:, i]) for i, name in later}
 
 
-def shares_of_hq(path: Path) -> dict[str, float]:
+def shares_of_hq(counts: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """What tau gives the languages of FineWeb2-HQ of FineWeb2's tokens in each mixture from phase 2 on."""
     column = list(COLUMNS).index("phase2")
-    tokens = {code: row[column] for code, row in read_table(path).items() if row[column] and code not in NO_TAU}
+    tokens = {code: row[column] for code, row in counts.items() if row[column] and code not in NO_TAU}
     sizes = np.array(list(tokens.values()), dtype=np.float64)
     groups = {name: load_config(f"yamls/{name}.yaml").data.groups()["fineweb2_hq"] for name in list(COLUMNS)[1:]}
     of_hq = np.isin(list(tokens), read_languages(groups["phase2"].languages, "fineweb2_hq"))
@@ -97,27 +95,28 @@ def summary_row(name: str, codes: Sequence[str], predicted: Floats, published: F
 
 def comparison(path: Path) -> str:
     """Two tables: each mixture in short, and each language's predicted and published share in percent."""
-    codes, counts = read_counts(path)
-    mixtures = predicted_and_published(counts)
+    counts = read_table(path)
+    codes, tokens = common_languages(counts)
+    mixtures = predicted_and_published(tokens)
     short = [summary_row(name, codes, *shares) for name, shares in mixtures.items()]
     known = [find(code) for code in codes]
     full = [
         {
             "code": code,
             "language": language.name if language else "",
-            "phase1": f"{counts[i, 0] / counts[:, 0].sum():.3%}",
+            "phase1": f"{tokens[i, 0] / tokens[:, 0].sum():.3%}",
             **{name: f"{predicted[i]:.3%} / {published[i]:.3%}" for name, (predicted, published) in mixtures.items()},
         }
         for i, (code, language) in enumerate(zip(codes, known, strict=True))
     ]
-    of_hq = ", ".join(f"{name} {share:.4%}" for name, share in shares_of_hq(path).items())
+    of_hq = ", ".join(f"{name} {share:.4%}" for name, share in shares_of_hq(counts).items())
     return f"{table(short)}\n\n{table(full)}\n\nThe languages of FineWeb2-HQ have of FineWeb2: {of_hq}"
 
 
 def new_languages(path: Path) -> str:
     """What Decay-All read of its new languages, in passes over the estimated sizes; what each cap on tau misplaces."""
     config = load_config("yamls/phase3-all.yaml")
-    group, counts, sizes = config.data.groups()["fineweb2_new"], read_table(path), read_sizes(ESTIMATES)
+    group, counts, sizes = config.data.groups()["fineweb2_new"], read_table(path), read_counts(ESTIMATES)
     codes = [code for code in read_languages(group.languages, "fineweb2_new") if code in counts]
     published = np.array([counts[code][-1] for code in codes])
     tokens = np.array([sizes[group.source, code].tokens for code in codes])
