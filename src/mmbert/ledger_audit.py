@@ -254,12 +254,6 @@ def stream_faults(history: RunHistory, saved: Saved) -> Iterable[str]:
             yield f"{name}: its steps sum to {sums.get(name, 0):,} tokens, {saved.checkpoint} has {kept.get(name, 0):,}"
 
 
-def most_repeated(group: Group, rows: Integers, seen: Integers) -> tuple[int, float]:
-    """Stream of the group whose rows were seen most often, and how often."""
-    times = seen[group.members] / rows[group.members]
-    return int(group.members[times.argmax()]), float(times.max())
-
-
 def extra_rows(group: Group, rows: Integers, seen: Integers, overshoot: float) -> Integers:
     """(members,) rows seen more often than `max_repeats` allows: so many passes over a language's rows, or 1.2 of them.
 
@@ -359,9 +353,10 @@ def compare(history: RunHistory, saved: Saved, planned: Planned | None) -> Audit
 def repeat_lines(planned: Planned, again: Replay) -> Iterable[tuple[str, str]]:
     """A line for each group: its most repeated language."""
     for group in planned.data.groups:
-        stream, times = most_repeated(group, planned.order.plan.rows, again.seen)
+        times = again.seen[group.members] / planned.order.plan.rows[group.members]
+        stream = group.members[times.argmax()]
         limit = "no limit" if group.max_repeats is None else f"max_repeats {group.max_repeats:g}"
-        yield f"largest repeats of {group.name}", f"{times:.2f} of {planned.data.names[stream]}, {limit}"
+        yield f"largest repeats of {group.name}", f"{times.max():.2f} of {planned.data.names[stream]}, {limit}"
 
 
 def write_csv(history: RunHistory, path: Path) -> None:
