@@ -118,6 +118,12 @@ def test_a_run_from_elsewhere_through_others_is_refused(runs: Path, tmp_path: Pa
     refused(path, "eng/step-0000000008 does not go back to ties.base = phase2: its parents are cont, all, None")
 
 
+def test_a_run_whose_parent_was_trained_anew_from_it_is_refused(runs: Path, tmp_path: Path) -> None:
+    change_state(newest_checkpoint(runs / "eng"), lambda state: state["config"].update(parent="cont"))
+    change_state(newest_checkpoint(runs / "cont"), lambda state: state["config"].update(parent="eng"))
+    refused(write(tmp_path, TIES), r"does not go back to ties\.base = phase2: its parents are eng, cont;")
+
+
 def test_a_run_may_descend_from_the_base_through_others(runs: Path, tmp_path: Path) -> None:
     change_state(newest_checkpoint(runs / "eng"), lambda state: state["config"].update(parent="cont"))
     main([str(write(tmp_path, TIES))])

@@ -191,7 +191,7 @@ def check_descent(run: Input, base: Input) -> None:
     while folder.name != base.checkpoint.parent.name and "parent" in saved:
         line.append(str(saved["parent"]))
         folder = root / line[-1]
-        if saved["parent"] is None:
+        if saved["parent"] is None or line.count(line[-1]) > 1:  # or it was trained anew from a run that it began
             raise ValueError(
                 f"ties.runs: {run.name} does not go back to ties.base = {run_of(base.name)}: its parents are "
                 f"{', '.join(line[1:])}; name the run that all of ties.runs began from as ties.base"
