@@ -60,6 +60,7 @@ def all_of_it(ranks: Ranks) -> dict[str, Any]:
         "any": [ranks.any(False), ranks.any(ranks.rank == 2)],
         "texts": ranks.texts("é" * ranks.rank),
         "long": [len(text) for text in ranks.texts("x" * 5000)],
+        "of_first": ranks.of_first("é" * 5000 if ranks.rank == 0 else "another text"),
         "nothing": told_error(ranks, None),
         "error": told_error(ranks, ValueError("shard.00001.mds is missing") if ranks.rank == 1 else None),
         "first": ranks.by_first(lambda: f"from {ranks.rank}"),
@@ -81,6 +82,7 @@ def test_three_ranks_agree_on_sums_texts_and_errors(tmp_path: Path) -> None:
         assert result["any"] == [False, True]
         assert result["texts"] == ["", "é", "éé"]
         assert result["long"] == [4096] * 3
+        assert result["of_first"] == "é" * 5000
         assert result["nothing"] == ""
         assert result["error"] == "rank 1: shard.00001.mds is missing"
         assert result["first"] == "from 0"
@@ -91,6 +93,7 @@ def test_one_rank_is_told_what_it_says() -> None:
     alone = Ranks(0, 1, None)
     assert alone.sum(np.array([3])).tolist() == [3]
     assert alone.texts("a") == ["a"]
+    assert alone.of_first("a") == "a"
     assert told_error(alone, ValueError("plain")) == "plain"
 
 

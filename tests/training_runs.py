@@ -193,17 +193,19 @@ def start_ranks(
     changes: Sequence[Change] = (),
     kill_at: Mapping[int, int] | None = None,
     number: int = signal.SIGKILL,
+    more: Mapping[int, Sequence[Any]] | None = None,
 ) -> list[Run]:
     """Start `main.py` once a rank, with what a launcher tells each; none watches over them.
 
     Args:
         record: rank 1 writes to `x-rank1.jsonl` where this is `x.jsonl`, and so on; rank 0 to the name itself.
         kill_at: rank -> step at whose end it gets the signal `number`.
+        more: rank -> arguments that it alone gets.
     """
     layout = Layout(num_ranks, 1, 0, "127.0.0.1", free_port())
     return [
         Run(
-            arguments,
+            [*arguments, *(more or {}).get(rank, ())],
             record.with_stem(f"{record.stem}-rank{rank}") if rank else record,
             (kill_at or {}).get(rank),
             number,
@@ -221,9 +223,10 @@ def train_ranks(
     changes: Sequence[Change] = (),
     kill_at: Mapping[int, int] | None = None,
     number: int = signal.SIGKILL,
+    more: Mapping[int, Sequence[Any]] | None = None,
 ) -> list[Outcome]:
     """Run `main.py` on several ranks to their end; see `start_ranks`."""
-    runs = start_ranks(arguments, record, num_ranks, changes, kill_at, number)
+    runs = start_ranks(arguments, record, num_ranks, changes, kill_at, number, more)
     try:
         return [run.wait() for run in runs]
     finally:

@@ -1,5 +1,5 @@
 """What makes two configurations the same run, and what a phase and its parent must have in common."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmbert.config import RunConfig
@@ -22,6 +22,21 @@ MAY_CHANGE = {
     "model.attention",
 }
 
+# What may differ between the ranks of a run: where a machine has its files, and what it does at its own pace.
+MAY_DIFFER = {
+    "run_root",  # preflight sees whether it is one folder
+    "tokenizer",
+    "device_train_microbatch_size",
+    "data.root",
+    "data.cache",
+    "data.cache_limit",
+    "data.num_workers",
+    "validation.root",
+    "max_minutes",
+    "hang_minutes",
+    "model.attention",
+}
+
 # A phase's model must have these in common with its parent's; the weights' shapes would not tell.
 KEPT = ("num_attention_heads", "norm_eps", "local_attention", "global_attn_every_n_layers")
 
@@ -39,10 +54,14 @@ def encoder_changes(before: Mapping[str, Any], now: Mapping[str, Any], kept: Seq
     return changed + [f"model.{key} was {before[key]}, is {now[key]}" for key in GROWING if before[key] > now[key]]
 
 
-def recipe(config: RunConfig) -> dict[str, Any]:
-    """The part of the configuration that a restart must have in common with the run, flat: key -> value."""
+def recipe(config: RunConfig, free: Collection[str] = MAY_CHANGE) -> dict[str, Any]:
+    """The part of the configuration that a restart must have in common with the run, flat: key -> value.
+
+    Args:
+        free: keys and sections that are no part of it.
+    """
     flat = flatten(config.as_dict())
-    return {key: value for key, value in flat.items() if not any(within(key, free) for free in MAY_CHANGE)}
+    return {key: value for key, value in flat.items() if not any(within(key, section) for section in free)}
 
 
 def within(key: str, section: str) -> bool:

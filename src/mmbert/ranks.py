@@ -71,6 +71,17 @@ class Ranks:
         distributed.all_gather(all_texts, own, group=self.group)
         return [bytes(found.numpy()).rstrip(b"\0").decode(errors="ignore") for found in all_texts]
 
+    def of_first(self, text: str) -> str:
+        """Rank 0's text, of any length, on all ranks."""
+        if self.group is None:
+            return text
+        content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        size = int(self.sum(np.array([len(content) if self.is_first else 0]))[0])
+        if not self.is_first:
+            content = torch.empty(size, dtype=torch.uint8)
+        distributed.broadcast(content, 0, group=self.group)
+        return content.numpy().tobytes().decode()
+
     def raise_together(self, error: Exception | None) -> None:
         """Raise an error of one rank on all of them.
 

@@ -1,4 +1,5 @@
 """Builds the Composer trainer of one phase: fresh, handed over from its parent, or resumed where it stopped."""
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from mmbert.data import Microbatches, PhaseData, build_data
 from mmbert.device import check_c_compiler, check_device, device_of
 from mmbert.finished import check_identity, check_parent
 from mmbert.heldout import check_validation
-from mmbert.identity import encoder_changes, recipe
+from mmbert.identity import MAY_DIFFER, encoder_changes, recipe
 from mmbert.ledger import last_saved_step
 from mmbert.loggers import build_loggers
 from mmbert.manifest import Manifest
@@ -73,13 +74,30 @@ class Phase:
         data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
         check_kernel(config.model.attention, device == "gpu", config.precision, config.model.head_dim)
+        phase = cls(config, tokenizer, data, ranks, heldout)
+        phase.check_ranks_agree()
 
         def take_folder() -> None:
             make_folder(config.run_folder)
             hold_run(config.run_folder)  # as long as this process lives
 
         ranks.by_first(take_folder)
-        return cls(config, tokenizer, data, ranks, heldout)
+        return phase
+
+    def check_ranks_agree(self) -> None:
+        """All ranks must train the same run on the same rows; their gradients would be added even so.
+
+        Raises:
+            ValueError: on all ranks; names one that differs from the first, and what differs.
+        """
+        heldout = {f"heldout.{manifest.language}": manifest.digest for manifest in self.heldout}
+        text = json.dumps({**self.identity(), **recipe(self.config, MAY_DIFFER), **heldout})
+        own, first = json.loads(text), json.loads(self.ranks.of_first(text))
+        differ = sorted(key for key in first.keys() | own.keys() if first.get(key) != own.get(key))
+        shown = "; ".join(f"{key} is {own.get(key)!r} here, {first.get(key)!r} on rank 0" for key in differ[:5])
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        remedy = "give all machines the same YAML, overrides, rows and tokenizer"
+        self.ranks.raise_together(ValueError(f"{shown}{more}; {remedy}") if differ else None)
 
     def identity(self) -> dict[str, Any]:
         """All that a restart must have in common with the run, flat: key -> value."""

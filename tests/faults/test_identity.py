@@ -28,7 +28,7 @@ from tests.faults.injected import send_self
 from tests.faults.oracle import check_same_end, check_same_steps, fingerprint
 from tests.guards import without_identity_check, without_parent_check
 from tests.object_stores import ObjectStore
-from tests.training_runs import Outcome, prepare, train
+from tests.training_runs import Outcome, prepare, train, train_ranks
 
 Contents = dict[str, tuple[int, bytes]]
 
@@ -182,6 +182,32 @@ def test_a_refused_start_leaves_the_runs_folder_as_it_was(
         check_refused(train([yaml, *arguments], tmp_path / "x.jsonl"), ["was trained with another recipe", words])
         assert contents(run_folder) == before
     figures["real runs refused"] = len(cases)
+
+
+@pytest.mark.fault(19)
+def test_ranks_that_were_given_different_things_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    """As on two machines, each with a command and a copy of the rows of its own."""
+    remade = make_shards(corpus, tmp_path / "remade", corpus.tokenizer, 64, seed=1)
+    validation = f"{{interval: 900, root: {corpus.shards[64]}, source: invented, languages: [lac]}}"
+    cases = {
+        "rank 1: seed is 5 here, 21 on rank 0; give all": ["seed=5"],
+        "rank 1: global_train_batch_size is 6 here, 4 on rank 0; give all": ["global_train_batch_size=6"],
+        "rank 1: shards.invented/laa is ": [f"data.root={remade}"],
+        "validation.source is 'invented' here, None on rank 0; ": [f"validation={validation}"],
+    }
+    for number, (words, arguments) in enumerate(cases.items()):
+        yaml = prepare(tmp_path / str(number), corpus)
+        for outcome in train_ranks([yaml], tmp_path / f"{number}.jsonl", more={1: arguments}):
+            check_refused(outcome, [words])
+        assert not (tmp_path / str(number) / "runs" / "phase1").exists()
+
+
+@pytest.mark.fault(19)
+def test_ranks_may_have_their_files_elsewhere_and_be_as_fast_as_they_are(corpus: Corpus, tmp_path: Path) -> None:
+    yaml, copy = prepare(tmp_path / "it", corpus), shutil.copytree(corpus.shards[64], tmp_path / "copy")
+    arguments = [f"data.root={copy}", "data.num_workers=1", "device_train_microbatch_size=1", "hang_minutes=25"]
+    for outcome in train_ranks([yaml, "duration=1000"], tmp_path / "x.jsonl", more={1: arguments}):
+        assert outcome.exit_code == 0, outcome.output
 
 
 @pytest.mark.fault(19)
