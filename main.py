@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> None:
             from callbacks import build_callbacks
             from mmbert.config import load_config
             from mmbert.finished import is_finished
+            from mmbert.ranks import loss_in_one_line
             from mmbert.trainer import Phase, build_trainer, clear_up
 
         request.listen()
@@ -37,12 +38,13 @@ def main(arguments: list[str]) -> None:
                 clear_up(config)
             print(f"{config.name} is finished: nothing to train in {config.run_folder}")
             return
-        phase = Phase.open(config)
-        trainer = build_trainer(phase, build_callbacks(phase, request))
-        if trainer.state.timestamp.token < config.duration:  # else a kill had hidden the run's last checkpoint
-            trainer.fit()
-        trainer.close()
-        phase.ranks.leave()
+        with loss_in_one_line():
+            phase = Phase.open(config)
+            trainer = build_trainer(phase, build_callbacks(phase, request))
+            if trainer.state.timestamp.token < config.duration:  # else a kill had hidden the run's last checkpoint
+                trainer.fit()
+            trainer.close()
+            phase.ranks.leave()
     if trainer.state.timestamp.token < config.duration:
         if phase.ranks.is_first:
             print(f"{config.name} was asked to stop and is saved; the same command goes on with it")

@@ -47,14 +47,9 @@ class Validation(Callback):
         phase = self.phase
         if self.config.validation is None:
             return
-        error: Exception | None = None
-        try:
-            self.heldout = HeldoutSet.read(
-                self.config, phase.heldout, phase.tokenizer, self.ranks, microbatches(phase)
-            )
-        except (OSError, ValueError) as caught:
-            error = caught
-        self.ranks.raise_together(error)
+        self.heldout = self.ranks.together(
+            lambda: HeldoutSet.read(self.config, phase.heldout, phase.tokenizer, self.ranks, microbatches(phase))
+        )
         self.is_due |= self.config.parent is not None and int(state.timestamp.batch) == 0
         if self.is_due:
             self.validate(state, logger, lambda: self.stop.request.is_asked or self.stop.is_slurm_near())

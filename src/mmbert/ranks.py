@@ -2,9 +2,12 @@
 
 Over the CPU (gloo), beside the GPUs' own group: nothing here waits for a kernel.
 """
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from composer.utils import dist
 from numpy.typing import NDArray
 from torch import distributed, nn
 
+T = TypeVar("T")
 TEXT_BYTES = 4096  # of a message between ranks: an error in one line, or the path of a checkpoint
 
 
@@ -32,12 +36,22 @@ class Ranks:
 
         Args:
             hang_minutes: of the watchdog, which shows what a rank hangs in; no rank gives up waiting before that.
+
+        Raises:
+            OSError: they do not come, or cannot be reached.
         """
         timeout = timedelta(minutes=2 * hang_minutes)
-        dist.initialize_dist(device, timeout.total_seconds())
-        world_size = dist.get_world_size()
-        group = distributed.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
-        return cls(dist.get_global_rank(), world_size, group)
+        rank, world_size = dist.get_global_rank(), dist.get_world_size()
+        try:
+            dist.initialize_dist(device, timeout.total_seconds())
+            group = distributed.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
+        except RuntimeError as error:  # of any kind that torch has
+            where = f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')}"
+            raise OSError(
+                f"rank {rank} of {world_size} does not meet the others at {where}: {first_line(error)}; look at what "
+                "each launcher says, and whether all were started, with the same address and port"
+            ) from None
+        return cls(rank, world_size, group)
 
     def leave(self) -> None:
         """Part, when there is no more to be told; NCCL warns of leaks where nobody does."""
@@ -92,21 +106,52 @@ class Ranks:
             if message:
                 raise ValueError(f"rank {rank}: {message}" if self.world_size > 1 else message) from error
 
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` returns on this rank; it runs on all.
+
+        Raises:
+            ValueError: on all ranks, where `action` raises ValueError or OSError on any.
+        """
+        error: Exception | None = None
+        try:
+            result = action()
+        except (ValueError, OSError) as caught:
+            error = caught
+        self.raise_together(error)
+        return result
+
     def by_first(self, action: Callable[[], object]) -> str:
         """What `action` returns on rank 0, as text, or "" for None; it runs there alone.
 
         Raises:
             ValueError: on all ranks, where `action` raises ValueError or OSError.
         """
-        error: Exception | None = None
-        result: object = None
-        if self.is_first:
-            try:
-                result = action()
-            except (ValueError, OSError) as caught:
-                error = caught
-        self.raise_together(error)
+        result = self.together(lambda: action() if self.is_first else None)
         return self.texts(str(result or ""))[0]
+
+
+@contextmanager
+def loss_in_one_line() -> Iterator[None]:
+    """Around what ranks do together: one that loses another says so in a line, for that one's own error is the cause.
+
+    Raises:
+        OSError: in place of gloo's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)  # gloo's errors have no class of their own, but a place in its sources
+        if "/gloo/transport/" not in text or "enforce" in text:  # of which those of its own checks are bugs
+            raise
+        raise OSError(
+            f"rank {dist.get_global_rank()} lost another rank ({first_line(error)}); that one, or its launcher, tells "
+            "why; the same command goes on"
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """Of an error whose other lines are stacks."""
+    return str(error).strip().partition("\n")[0]
 
 
 def weights_digest(model: nn.Module) -> str:

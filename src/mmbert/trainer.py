@@ -70,10 +70,14 @@ class Phase:
         device = device_of(config)
         if device == "gpu":
             check_c_compiler()
-        tokenizer = tokenizer_of_run(config.tokenizer, config.model.vocab_size)
-        data, heldout = PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
         ranks = Ranks.connect(device, config.hang_minutes)  # and this process looks at its own GPU from here on
-        check_kernel(config.model.attention, device == "gpu", config.precision, config.model.head_dim)
+
+        def read() -> tuple[Tokenizer, PhaseData, tuple[Manifest, ...]]:
+            check_kernel(config.model.attention, device == "gpu", config.precision, config.model.head_dim)
+            tokenizer = tokenizer_of_run(config.tokenizer, config.model.vocab_size)
+            return tokenizer, PhaseData.open(config, tokenizer), check_validation(config, tokenizer)
+
+        tokenizer, data, heldout = ranks.together(read)  # which may fail on one machine alone
         phase = cls(config, tokenizer, data, ranks, heldout)
         phase.check_ranks_agree()
 

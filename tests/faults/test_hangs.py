@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmbert.checkpoint import newest_checkpoint
+from mmbert.launch import Layout, free_port
 from tests.conftest import Corpus, Finished
 from tests.faults.injected import (
     at_row,
@@ -150,8 +151,31 @@ def test_a_rank_that_crashes_takes_the_other_down_within_seconds(
     began = time.monotonic()
     runs = start_ranks([prepare(tmp_path / "it", corpus)], tmp_path / "x.jsonl", changes=[partial(crash, rank=1)])
     outcomes = [run.wait(60) for run in runs]
-    assert outcomes[0].exit_code not in (0, 85)
+    assert outcomes[0].exit_code == 1
     assert time.monotonic() - began < 60
+    assert "Traceback" not in outcomes[0].output  # of 64 ranks it would bury the one that tells why
+    assert outcomes[0].output.splitlines()[-1].startswith("error: rank 0 lost another rank (")
+
+
+@pytest.mark.fault(16)
+def test_what_one_rank_lacks_is_told_by_all_before_they_begin(corpus: Corpus, tmp_path: Path) -> None:
+    yaml = prepare(tmp_path / "it", corpus)
+    outcomes = train_ranks([yaml, *LIMIT], tmp_path / "x.jsonl", more={1: [f"data.root={tmp_path / 'nothing'}"]})
+    for outcome in outcomes:
+        assert outcome.exit_code == 1
+        assert outcome.output.startswith(f"error: rank 1: {tmp_path / 'nothing'}/"), outcome.output
+        assert outcome.output.count("\n") == 1
+
+
+@pytest.mark.fault(16)
+def test_a_rank_that_nobody_meets_says_so(corpus: Corpus, tmp_path: Path) -> None:
+    alone = Layout(2, 1, 0, "127.0.0.1", free_port())
+    arguments = [prepare(tmp_path / "it", corpus), "hang_minutes=0.02", "checkpoint.give_up_minutes=0.01"]
+    outcome = train(arguments, tmp_path / "x.jsonl", environment=alone.environment(0))
+    assert outcome.exit_code == 1
+    words = f"error: rank 0 of 2 does not meet the others at 127.0.0.1 port {alone.master_port}: "
+    assert outcome.output.splitlines()[-1].startswith(words), outcome.output
+    assert "Traceback" not in outcome.output
 
 
 # --------------------------------------------------------------------------------------------- orphans and two writers
