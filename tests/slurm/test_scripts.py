@@ -91,6 +91,15 @@ def test_train_outside_a_job_submits_one(environment: dict[str, str]) -> None:
     assert result.stdout.strip().endswith("'slurm/train.sbatch' 'yamls/phase1.yaml' 'optimizer.lr=1e-3'")
 
 
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",), ("optimizer.lr=1e-3",), ("--dry-run", "optimizer.lr=1e-3")])
+def test_train_without_a_yaml_says_what_it_takes(environment: dict[str, str], arguments: tuple[str, ...]) -> None:
+    """It would be the paper's five phases: weeks of GPUs."""
+    result = run(environment, "slurm/train.sbatch", *arguments)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: no CONFIG; usage: slurm/train.sbatch CONFIG ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_an_override_may_stand_before_the_yaml_that_alone_is_meant(
     without_slurm: dict[str, str], tmp_path: Path
 ) -> None:
