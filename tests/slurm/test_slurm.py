@@ -55,6 +55,18 @@ def test_a_chain_goes_on_after_a_time_limit_and_a_phase_that_fails_cancels_the_n
     cluster.run("scancel", second["phase2"], second["phase3"])
 
 
+def test_a_site_whose_jobs_get_no_environment_trains_on_two_nodes(
+    cluster: Cluster, corpus: Corpus, tmp_path: Path
+) -> None:
+    """As where SBATCH_EXPORT or OPTIONS say --export=NONE: srun hands on no more of it than sbatch does."""
+    site = Site.make(cluster, corpus, tmp_path)
+    with (tmp_path / "cluster.env").open("a") as settings:
+        settings.write("OPTIONS+=(--export=CLUSTER_ENV,SLURM_CONF,PYTHONPATH)\n")  # what the test needs
+    job = site.submit("--train-only", site.yaml("phase1"))["phase1"]
+    site.await_state(job, "COMPLETED")
+    assert last_step(site.run_folder("phase1")) is not None
+
+
 @pytest.mark.long
 def test_a_run_that_is_requeued_loses_a_rank_and_is_cancelled_ends_with_the_same_bits(
     cluster: Cluster, corpus: Corpus, uninterrupted: Path, tmp_path: Path
