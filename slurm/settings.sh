@@ -19,7 +19,10 @@ fi
 
 run_python() (  # what sites load their modules with knows nothing of `set -u`
   set +u
-  activate
+  if ! activate; then  # else another Python, of the system say, would run
+    echo "error: activate, in $settings, failed; mend it there" >&2
+    exit 1
+  fi
   exec "${CONTAINER[@]}" python "$@"
 )
 

@@ -150,6 +150,15 @@ def test_a_mistake_is_told_before_anything_is_submitted(environment: dict[str, s
     assert "cluster.env.example" in result.stderr
 
 
+def test_python_is_not_that_of_the_system_where_activate_fails(environment: dict[str, str]) -> None:
+    settings = Path(environment["CLUSTER_ENV"])
+    text = settings.read_text().replace("activate() { ", "activate() { source none/bin/activate || return; ")
+    settings.write_text(text)
+    result = run(environment, "slurm/all_phases.sh", "--dry-run")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == f"error: activate, in {settings}, failed; mend it there"
+
+
 def test_the_linter_of_the_shell_has_nothing_to_say() -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("no shellcheck: `apt-get install shellcheck`, as `make slurm-test` does where it may")
