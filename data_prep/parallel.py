@@ -27,7 +27,10 @@ def spread(
 
     Raises:
         OSError: a worker was killed.
+        ValueError: `workers` is none.
     """
+    if workers < 1:
+        raise ValueError(f"--workers {workers}: must be at least 1")
     with ProcessPoolExecutor(max(1, min(workers, len(tasks))), initializer=begin, initargs=(os.getpid(),)) as pool:
         results: Iterable[Result] = pool.map(function, tasks) if workers > 1 else map(function, tasks)
         try:

@@ -4,11 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data_prep import clean, count, repack, train_tokenizer, verify
 from data_prep.parallel import spread
+from tests.conftest import Corpus
+from tests.data_prep.programs import call
 from tests.waiting import wait_until
 
 # Workers that say who they are and wait.
@@ -54,6 +58,25 @@ def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
     assert [number for number, _ in results] == list(range(5))
     assert ({process for _, process in results} == {os.getpid()}) == (workers == 1)
     assert list(spread(slow_if_first, [], workers, "wait")) == []
+
+
+def test_no_workers_are_refused_by_the_programs_that_ask_for_some(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards, text = corpus.shards[64], ["--input", tmp_path / "text", "--language", "fao"]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("one\n")
+    new, own = ["--output", tmp_path / "new"], ["--tokenizer", corpus.tokenizer]
+    programs: list[tuple[Callable[[], None], list[object]]] = [
+        (verify.main, [shards]),
+        (repack.main, ["--input", shards, "--row-length", 128, *new]),
+        (count.main, [*text, *own, *new]),
+        (train_tokenizer.main, [*text, "--vocab-size", 300, *new]),
+        (clean.main, [*text, "--minhash", "--output", tmp_path / "clean"]),
+    ]
+    for main, arguments in programs:
+        with pytest.raises(SystemExit, match="error: --workers 0: must be at least 1"):
+            call(monkeypatch, main, *arguments, "--workers", 0)
 
 
 def test_a_killed_worker_is_an_error_that_says_what_to_do() -> None:
