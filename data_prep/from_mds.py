@@ -23,7 +23,7 @@ from streaming.base.hashing import get_hash
 
 from data_prep.formats import BrokenInputError
 from data_prep.inputs import InputFile, Inputs, Stream, language_of, list_files
-from data_prep.language_codes import canonical
+from data_prep.language_codes import input_language
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def find_mds_inputs(location: str, source: str, language: str | None = None) -> 
         if relative.rpartition("/")[2] == INDEX:
             folder = file.path.removesuffix(INDEX).rstrip("/")
             if shards := _own_shards(folder):
-                stream = (source, canonical(language) if language else _language_of(relative, folder))
+                stream = (source, input_language(language) if language else _language_of(relative, folder))
                 size = sum(shard.raw_data.bytes for shard in shards)
                 streams.setdefault(stream, []).append(InputFile(folder, size, file.stamp))
     if not streams:

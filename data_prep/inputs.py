@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from data_prep.language_codes import canonical
+from data_prep.language_codes import input_language
 from mmbert.file_contents import seen_from
 from mmbert.manifest import NAME
 
@@ -61,7 +61,7 @@ def find_inputs(location: str, source: str, language: str | None = None) -> Inpu
     streams: dict[Stream, list[InputFile]] = {}
     for relative, file in sorted(found.items()):
         format_of(file.path)
-        stream = (source, canonical(language) if language else language_of(relative, file.path))
+        stream = (source, input_language(language) if language else language_of(relative, file.path))
         streams.setdefault(stream, []).append(file)
     return {stream: tuple(sorted(files)) for stream, files in sorted(streams.items())}
 
@@ -183,7 +183,7 @@ def language_of(relative: str, path: str) -> str:
     first, _, rest = relative.partition("/")
     name = (first if rest else PART.sub("", first.partition(".")[0])).removeprefix("lang=")
     try:
-        return canonical(name)
+        return input_language(name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; rename it, or give --language for the whole folder") from None
 

@@ -55,6 +55,17 @@ def canonical(code: str) -> str:
     return "_".join([language, *parts])
 
 
+@cache  # so that it is told once
+def input_language(code: str) -> str:
+    """`canonical` of an input; tells where one was chosen of several languages, for the text may be in another."""
+    name, asked = canonical(code), SEPARATOR.split(code)[0].lower()
+    language = iso639.Lang(asked) if iso639.is_language(asked) else None
+    if language and language.scope() == "Macrolanguage" and language.pt3 != name[:3]:
+        chosen = f"{name} ({_name(name[:3])})"
+        print(f"language {code!r} ({language.name}) is several, and taken for {chosen}: rename it if it is another")
+    return name
+
+
 @cache
 def individual(code: str) -> str:
     """The ISO 639-3 code of one language, for any code of ISO 639 in lower case.

@@ -20,7 +20,7 @@ import fsspec
 from omegaconf import OmegaConf
 
 from data_prep.inputs import InputFile, Inputs, Stream, file_system, files_alone, format_of, size_of, stamp_of
-from data_prep.language_codes import canonical
+from data_prep.language_codes import canonical, input_language
 from mmbert.config import load_config
 from mmbert.recipe_table import BASE, table
 from mmbert.typed import build
@@ -147,12 +147,12 @@ def matching_inputs(root: str, corpus: Corpus, languages: Sequence[str] | None) 
 def patterns(listing: "Listing", corpus: Corpus) -> Iterator[tuple[str, str]]:
     """Language and pattern of its files; those of several scripts come one after the other."""
     if LANGUAGE not in corpus.files:
-        yield canonical(corpus.language), corpus.files
+        yield input_language(corpus.language), corpus.files
         return
     above, _, below = corpus.files.partition(LANGUAGE)
     for folder in listing.folders(above.rstrip("/")):
         if not any(fnmatch(folder, pattern) for pattern in corpus.leave_out):
-            name = canonical(folder)
+            name = input_language(folder)
             yield name.partition("_")[0] if corpus.join_scripts else name, above + folder + below
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.language_codes import canonical
+from data_prep.inputs import find_inputs
+from data_prep.language_codes import canonical, input_language
 from mmbert.languages import table
 from mmbert.streams import read_languages
 
@@ -38,6 +39,21 @@ def test_aliases_of_a_language_have_one_name(code: str, name: str) -> None:
 def test_a_macrolanguage_is_the_language_that_the_recipe_trains_on(macrolanguage: str, language: str) -> None:
     assert language in table()
     assert canonical(macrolanguage) == language
+
+
+def test_the_choice_of_one_language_of_several_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    input_language.cache_clear()
+    for name in ("mlg.txt", "mlg/a.txt", "mlg/b.txt", "fo.txt", "fa.txt", "iw.txt", "plt.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert {language for _, language in find_inputs(str(tmp_path), "own")} == {"plt", "fao", "fas", "heb"}
+    assert capsys.readouterr().out == (
+        "language 'mlg' (Malagasy) is several, and taken for plt (Plateau Malagasy): rename it if it is another\n"
+    )
+    find_inputs(str(tmp_path), "own", "zh-Hant")
+    assert "'zh-Hant' (Chinese) is several, and taken for cmn_hant (Mandarin Chinese)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("retired", "successor"), [("mol", "ron"), ("iw", "heb"), ("ajp", "apc"), ("scc", "srp")])
