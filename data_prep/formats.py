@@ -23,7 +23,7 @@ import orjson
 import pyarrow
 import pyarrow.parquet
 
-from data_prep.inputs import InputFile, format_of
+from data_prep.inputs import InputFile, format_of, store_errors
 
 BATCH_ROWS = 1000  # of Parquet, decoded at a time
 LONGEST = 2**25  # characters of a .txt without a blank line: as one document they would take gigabytes of memory
@@ -46,19 +46,20 @@ def read_texts(file: InputFile, text_key: str = "text", whole_txt: bool = False)
         OSError: it cannot be opened or read.
     """
     suffix, compression = format_of(file.path)
-    try:
-        with (fsspec.open if "://" in file.path else open)(file.path, "rb") as raw:  # fsspec takes `a::b` for a URL
-            stream = decompressed(raw, compression)
-            if suffix == ".txt" and whole_txt:
-                yield "\n".join(lines_of(file.path, stream))
-            else:
-                yield from READERS[suffix](file.path, stream, text_key)
-    except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:  # the last of Parquet's texts and names
-        raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
-    except OSError as error:  # Arrow's streams say in this way that they end too soon
-        if error.errno is not None or type(error) is not OSError:  # the system, or a network: not the file's fault
-            raise
-        raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
+    with store_errors(file.path):
+        try:
+            with (fsspec.open if "://" in file.path else open)(file.path, "rb") as raw:  # fsspec takes `a::b` for a URL
+                stream = decompressed(raw, compression)
+                if suffix == ".txt" and whole_txt:
+                    yield "\n".join(lines_of(file.path, stream))
+                else:
+                    yield from READERS[suffix](file.path, stream, text_key)
+        except (pyarrow.ArrowException, EOFError, UnicodeDecodeError) as error:  # the last of Parquet's texts and names
+            raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
+        except OSError as error:  # Arrow's streams say in this way that they end too soon
+            if error.errno is not None or type(error) is not OSError:  # the system, or a network: not the file's fault
+                raise
+            raise BrokenInputError(f"{file.path} is damaged: {in_short(error)}") from None
 
 
 def in_short(what: object) -> str:

@@ -22,7 +22,7 @@ from streaming.base.format.mds import MDSReader
 from streaming.base.hashing import get_hash
 
 from data_prep.formats import BrokenInputError
-from data_prep.inputs import InputFile, Inputs, Stream, language_of, list_files
+from data_prep.inputs import InputFile, Inputs, Stream, language_of, list_files, store_errors
 from data_prep.language_codes import input_language
 from mmbert.packing import TokenIds
 from mmbert.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def _language_of(relative: str, folder: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    with fsspec.open(path, "rb") as file:
+    with store_errors(path), fsspec.open(path, "rb") as file:
         content: bytes = file.read()
     return content
 

@@ -2,6 +2,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,17 @@ def list_files(location: str) -> dict[str, InputFile]:
     if not location:  # which is the current folder, for fsspec
         raise FileNotFoundError("--input is empty: name a file or a folder")
     system, root = file_system(location)
-    try:
-        info = system.info(root)
-    except FileNotFoundError:
-        where = "" if "://" in location else seen_from(Path(location))
-        raise FileNotFoundError(f"--input {location} does not exist{where}") from None
     prefix = root.rstrip("/") + "/"
-    if info["type"] == "file":
-        infos, prefix = {root: info}, root.rpartition("/")[0] + "/"
-    else:
-        infos = system.find(root, detail=True)
+    with store_errors(location):
+        try:
+            info = system.info(root)
+        except FileNotFoundError:
+            where = "" if "://" in location else seen_from(Path(location))
+            raise FileNotFoundError(f"--input {location} does not exist{where}") from None
+        if info["type"] == "file":
+            infos, prefix = {root: info}, root.rpartition("/")[0] + "/"
+        else:
+            infos = system.find(root, detail=True)
     relatives = {path: path.removeprefix(prefix) for path in infos}
     shown = {path: infos[path] for path, name in relatives.items() if "/." not in f"/{name}"}
     files = {}
@@ -108,6 +110,24 @@ def list_files(location: str) -> dict[str, InputFile]:
         name = path if location == root or "://" not in location else system.unstrip_protocol(path)
         files[relatives[path]] = InputFile(name, size_of(name, details), stamp_of(name, details))
     return files
+
+
+@contextmanager
+def store_errors(location: str) -> Iterator[None]:
+    """Around what asks a store, whose client may have errors of its own: botocore's are no OSErrors.
+
+    Raises:
+        OSError: the store cannot be reached, or refuses; names the location.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        if "://" not in location:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{location} cannot be read: {reason}; look at your network and credentials") from None
 
 
 def file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -19,7 +19,17 @@ from typing import Any
 import fsspec
 from omegaconf import OmegaConf
 
-from data_prep.inputs import InputFile, Inputs, Stream, file_system, files_alone, format_of, size_of, stamp_of
+from data_prep.inputs import (
+    InputFile,
+    Inputs,
+    Stream,
+    file_system,
+    files_alone,
+    format_of,
+    size_of,
+    stamp_of,
+    store_errors,
+)
 from data_prep.language_codes import canonical, input_language
 from mmbert.config import load_config
 from mmbert.recipe_table import BASE, table
@@ -199,7 +209,8 @@ class Listing:
 def _remedy(corpus: Corpus, mirror: str | None) -> Iterator[None]:
     """Says of files that are not there, or cannot be listed, what can be done about it."""
     try:
-        yield
+        with store_errors(corpus.root(mirror)):
+            yield
     except OSError as error:  # requests' and the hub's errors are such, too
         if type(error).__name__ == "GatedRepoError":  # by its name, for a mirror needs no huggingface_hub
             remedy = f"accept its terms at https://huggingface.co/datasets/{corpus.repository}, then `hf auth login`"

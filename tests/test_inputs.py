@@ -364,3 +364,19 @@ def test_normalising_twice_changes_nothing_more():
     once = normalise(every)
     assert normalise(once) == once
     assert normalise(every[::-1]) == normalise(normalise(every[::-1]))
+
+
+class NoCredentialsError(Exception):
+    """As botocore's, neither an OSError nor a ValueError."""
+
+
+@pytest.mark.parametrize("method", ["info", "find", "_open"])
+def test_an_error_of_a_stores_client_names_the_place(method: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate\ncredentials")
+
+    with fsspec.open("memory://refused/fao/a.txt", "wb") as file:
+        file.write(b"a")
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), method, refuse)
+    with pytest.raises(OSError, match=r"^memory://.*refused.* cannot be read: Unable to locate credentials; look at "):
+        print([list(read_texts(file)) for [file] in find_inputs("memory://refused", "web").values()])

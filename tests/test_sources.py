@@ -223,6 +223,7 @@ def gated() -> GatedRepoError:
 
 @pytest.mark.parametrize(("error", "message"), [
     (ConnectionError("no route"), "no route; without network, give --mirror FOLDER that holds HuggingFaceFW/fineweb-2"),
+    (RuntimeError("expired"), r"fineweb-2@main cannot be read: expired; look at your network and credentials; without"),
     (gated(), r"accept its terms at https://huggingface.co/datasets/HuggingFaceFW/fineweb-2, then `hf auth login`"),
 ])  # fmt: skip
 def test_a_hub_that_does_not_answer_is_told_with_a_remedy(
