@@ -135,9 +135,7 @@ def write_run(work: Work, stream: StreamPlan, volume: int, number: int) -> None:
     write_file(path.with_suffix(".json"), json.dumps(asdict(read)).encode())  # last, for it says that all is there
 
 
-def slices_of(
-    file: InputFile, num_buckets: int, settings: Settings, read: Read
-) -> Iterator[tuple[int, list[bytes]]]:
+def slices_of(file: InputFile, num_buckets: int, settings: Settings, read: Read) -> Iterator[tuple[int, list[bytes]]]:
     """Bucket and documents, sorted by bucket, for each `RUN_BYTES` of a file; counts what is read.
 
     Copies are dropped here already, for all of a document meet in one bucket: millions, and it would not fit in memory.

@@ -65,9 +65,7 @@ def heldout_path(work: Work, stream: StreamPlan, bucket: int) -> Path:
     return work.staging(stream) / "heldout-documents" / f"{bucket:05d}.npz"
 
 
-def make_bucket(
-    work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], codec: Codec
-) -> dict[str, Any]:
+def make_bucket(work: Work, stream: StreamPlan, bucket: int, documents: list[bytes], codec: Codec) -> dict[str, Any]:
     """Write one shard for each split that has documents; the record of the bucket.
 
     Of a large stream the held-out ones, a handful in each of thousands of buckets, wait for `gather_heldout`.

@@ -108,9 +108,7 @@ def read_phase(folder: Path, evaluation: dict[str, Any]) -> PhaseRecord:
         mask_rate=state["mask_rate"] if is_trained else None,
         planned_share=sum_by_language(state["planned_share"]) if is_trained else {},
         tokens_per_language={language: int(number) for language, number in tokens.items()},
-        bits_per_byte={
-            language: scores["bits_per_byte"] for language, scores in evaluation["languages"].items()
-        },
+        bits_per_byte={language: scores["bits_per_byte"] for language, scores in evaluation["languages"].items()},
         hf_max_logit_difference=conversion["hf_max_logit_difference"],
         parent=state["config"].get("parent"),
     )

@@ -15,13 +15,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import ModernBertForMaskedLM
 
-from mmbert.heldout import (
-    HeldoutLanguage,
-    MaskedDocument,
-    bits_per_byte,
-    mask_documents,
-    num_maskable_tokens,
-)
+from mmbert.heldout import HeldoutLanguage, MaskedDocument, bits_per_byte, mask_documents, num_maskable_tokens
 from mmbert.tokenizer import Tokenizer
 
 
@@ -106,10 +100,7 @@ def score_batch(
 
 @torch.inference_mode()
 def score_languages(
-    model: ModernBertForMaskedLM,
-    languages: list[HeldoutLanguage],
-    tokenizer: Tokenizer,
-    batch_tokens: int,
+    model: ModernBertForMaskedLM, languages: list[HeldoutLanguage], tokenizer: Tokenizer, batch_tokens: int
 ) -> dict[str, LanguageScore]:
     """Score every language; documents of all languages share batches, the sums are kept apart.
 
@@ -132,8 +123,6 @@ def score_languages(
             np.add.at(counts, owner, 1)
             progress.update(sum(len(document.input_ids) for document in batch))
     return {
-        heldout.language: LanguageScore(
-            float(nll[i]), int(correct[i]), int(counts[i]), maskable[i], heldout.text_bytes
-        )
+        heldout.language: LanguageScore(float(nll[i]), int(correct[i]), int(counts[i]), maskable[i], heldout.text_bytes)
         for i, heldout in enumerate(languages)
     }

@@ -47,9 +47,7 @@ def plan_chain(
     return Chain(tuple(plans), hardware, tuple(findings))
 
 
-def find_parent(
-    path: str, config: RunConfig, given: Sequence[RunConfig], overrides: Sequence[str]
-) -> RunConfig | None:
+def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig], overrides: Sequence[str]) -> RunConfig | None:
     """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file.
 
     Of the overrides the one beside takes `run_root` alone, where the phase will look for it.

@@ -129,9 +129,7 @@ def changes(config: RunConfig, parent: RunConfig) -> list[Change]:
     """Every key in which a phase differs from its parent, but for their names: key, before, now; "-" where absent."""
     before, now = flatten(parent.as_dict()), flatten(config.as_dict())
     keys = [key for key in dict.fromkeys((*now, *before)) if key not in ("name", "parent")]
-    return [
-        (key, shown(before, key), shown(now, key)) for key in keys if before.get(key) != now.get(key)
-    ]
+    return [(key, shown(before, key), shown(now, key)) for key in keys if before.get(key) != now.get(key)]
 
 
 def shown(flat: dict[str, Any], key: str) -> str:

@@ -10,15 +10,7 @@ from mmbert.device_peaks import memory_bytes, peak_flops
 from mmbert.flops import training_flops
 from mmbert.mixture import Group, Plan
 from mmbert.plan.counts import Count, Counts, Name, counts_of_phase
-from mmbert.plan.numbers import (
-    FP32,
-    Memory,
-    Stretch,
-    count_checkpoints,
-    memory,
-    num_parameters,
-    stretches,
-)
+from mmbert.plan.numbers import FP32, Memory, Stretch, count_checkpoints, memory, num_parameters, stretches
 from mmbert.streams import mixture_streams
 
 SAMPLES = 400  # points of a curve over a phase
@@ -177,9 +169,7 @@ class PhasePlan:
         }  # fmt: skip
 
 
-def plan_phase(
-    path: str, config: RunConfig, parent: RunConfig | None, table: Mapping[Name, Count] | None
-) -> PhasePlan:
+def plan_phase(path: str, config: RunConfig, parent: RunConfig | None, table: Mapping[Name, Count] | None) -> PhasePlan:
     """Plan a phase; a mistake in the counts is noted, and what does not need them is planned all the same.
 
     Raises:

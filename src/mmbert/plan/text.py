@@ -6,15 +6,7 @@ from collections.abc import Sequence
 from mmbert.mixture import main_group
 from mmbert.page_style import quantity
 from mmbert.plan.chain import Chain
-from mmbert.plan.facts import (
-    assumption,
-    changes,
-    duration_of,
-    facts,
-    gigabytes,
-    path_of,
-    total_lines,
-)
+from mmbert.plan.facts import assumption, changes, duration_of, facts, gigabytes, path_of, total_lines
 from mmbert.plan.findings import Finding
 from mmbert.plan.phase import Hardware, Line, PhasePlan
 
