@@ -31,7 +31,7 @@ from data_prep.inputs import (
     store_errors,
 )
 from data_prep.language_codes import canonical, input_language
-from mmbert.config import load_config
+from mmbert.config import RunConfig, load_config
 from mmbert.recipe_table import BASE, table
 from mmbert.typed import build
 
@@ -58,8 +58,10 @@ class Corpus:
     unverified: str = ""
 
     def root(self, mirror: str | None) -> str:
-        """The URL or folder that `files` lie below."""
-        return f"{mirror.rstrip('/')}/{self.repository}" if mirror else self.url or hub(self.repository, self.revision)
+        """The URL or folder that `files` lie below; fsspec reads Hugging Face's data sets as hf://datasets."""
+        if mirror:
+            return f"{mirror.rstrip('/')}/{self.repository}"
+        return self.url or f"hf://datasets/{self.repository}@{self.revision}"
 
 
 @cache
@@ -67,11 +69,6 @@ def corpora() -> dict[str, Corpus]:
     """All of sources.yaml, by name."""
     entries: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("sources.yaml")))
     return {name: build(Corpus, entry, name) for name, entry in entries.items()}
-
-
-def hub(dataset: str, revision: str) -> str:
-    """URL of a data set on Hugging Face, as fsspec understands it."""
-    return f"hf://datasets/{dataset}@{revision}"
 
 
 def corpus_inputs(
@@ -191,7 +188,7 @@ class Listing:
             FileNotFoundError: there are none, or one is missing.
         """
         if NUMBER in pattern:
-            paths = [f"{self.path}/{pattern.format(number=number)}" for number in range(number)]
+            paths = [f"{self.path}/{pattern.format(number=place)}" for place in range(number)]
             infos = {path: self.system.info(path) for path in paths}
         else:
             found = self.system.glob(f"{glob.escape(self.path)}/{pattern}", detail=True)
@@ -224,11 +221,7 @@ def _remedy(corpus: Corpus, mirror: str | None) -> Iterator[None]:
 
 def rows() -> list[dict[str, str]]:
     """The table: one row a corpus, with its share of each phase's tokens."""
-    configs = {config.name: config for config in map(load_config, BASE)}
-    shares = {
-        phase: {source: sum(group.share for group in groups if group.source == source) for source in corpora()}
-        for phase, groups in ((name, list(config.data.groups().values())) for name, config in configs.items())
-    }
+    configs = [load_config(path) for path in BASE]
     return [
         {
             "corpus": name,
@@ -236,11 +229,17 @@ def rows() -> list[dict[str, str]]:
             "where": f"{corpus.repository} @ {corpus.revision}",
             "licence": corpus.licence,
             "files": f"`{corpus.files}`",
-            **{phase: f"{of[corpus.source]:.2%}" if of[corpus.source] else "-" for phase, of in shares.items()},
+            **{config.name: percent(config, corpus.source) for config in configs},
             "not verified": corpus.unverified or "-",
         }
         for name, corpus in corpora().items()
     ]
+
+
+def percent(config: RunConfig, source: str) -> str:
+    """A source's share of a phase's tokens."""
+    share = sum(group.share for group in config.data.groups().values() if group.source == source)
+    return f"{share:.2%}" if share else "-"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ device_train_microbatch_size: 8
 mask_rate: 0.30
 {machine}model:
   vocab_size: {vocab_size}
-  max_position_embeddings: {max_position_embeddings}
+  max_position_embeddings: {row_length}
   global_rope_theta: 10000
   local_rope_theta: 10000
 learning_rate: {{shape: warmup_stable_decay, warmup: {warmup}, decay: {decay}, floor: 0.02}}
@@ -118,7 +118,6 @@ def starter(manifests: list[Manifest], rows: Path, tokenizer: Path, path: Path, 
         machine="" if on_gpu else CPU_LINES,
         workers="" if on_gpu else "  num_workers: 0\n",
         vocab_size=train[0].vocab_size,
-        max_position_embeddings=row_length,
         warmup=duration // 20,
         decay=duration // 4,
         interval=interval,

@@ -97,9 +97,9 @@ def train(texts: list[str], vocab_size: int, needed: Iterable[str] = ()) -> dict
     return spec
 
 
-def _batches(texts: list[str], what: str, size: int = 1000) -> Iterator[list[str]]:
-    for start in tqdm(range(0, len(texts), size), desc=what, unit="k documents", disable=None):
-        yield texts[start : start + size]
+def _batches(texts: list[str], what: str) -> Iterator[list[str]]:
+    for start in tqdm(range(0, len(texts), 1000), desc=what, unit="k documents", disable=None):
+        yield texts[start : start + 1000]
 
 
 def parse_arguments() -> argparse.Namespace:

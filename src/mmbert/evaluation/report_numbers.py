@@ -120,7 +120,6 @@ def build_report(phases: list[PhaseRecord]) -> Report:
 
 def report_as_json(report: Report) -> dict[str, Any]:
     """Content of report.json."""
-    entry = entry_phases(report.phases)
     return {
         "definitions": DEFINITIONS,
         "phases": [
@@ -140,7 +139,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "improvement": report.improvement,
         "languages_per_group": {group: len(languages) for group, languages in report.groups.items()},
         "hf_max_logit_difference": report.hf_max_logit_difference,
-        "entry_phase": entry,
+        "entry_phase": entry_phases(report.phases),
         "tokens_per_language": report.tokens_per_language,
         "bits_per_byte_per_language": {phase.name: phase.bits_per_byte for phase in report.phases},
         "improvement_per_language": report.improvement_per_language,

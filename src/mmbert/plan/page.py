@@ -32,17 +32,12 @@ def finding_list(findings: Sequence[Finding]) -> str:
     return f'<ul class="findings">{"".join(lines)}</ul>'
 
 
-def line_number(share: float) -> Cell:
-    """A share in percent."""
-    return Cell(f"{share:.4%}", round(share, 9))
-
-
 def line_cells(line: Line) -> list[Cell]:
     """The numbers of a stream or of several."""
     there = Cell("-", -1) if line.has is None else Cell(quantity(line.has), line.has)
     return [
         Cell(quantity(line.tokens), round(line.tokens)),
-        line_number(line.share),
+        Cell(f"{line.share:.4%}", round(line.share, 9)),
         there,
         number_cell(None if line.rows is None else round(line.rows, 1), ",.1f"),
         number_cell(None if line.repeats is None else float(f"{line.repeats:.4g}"), ",.3g"),
