@@ -97,6 +97,11 @@ def document(title: str, heading: str, lead: str, body: Sequence[str], css: str 
 """
 
 
+def counted(number: int, one: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
+
+
 def quantity(number: float) -> str:
     """As a YAML has it: 1.2T, 600B, 35.4M, 812."""
     for unit, power in reversed(UNITS.items()):

@@ -1,6 +1,7 @@
 """What a report's numbers say, in sentences: whether groups of languages improved or lost, and by how much."""
 from mmbert.evaluation.report_numbers import NEVER_ENTERED, Report
 from mmbert.evaluation.run_records import PhaseRecord
+from mmbert.page_style import counted
 
 UNCHANGED = 5e-4  # a relative change below this prints as 0.0 %
 
@@ -10,11 +11,6 @@ def describe_change(improvement: float) -> str:
     if abs(improvement) < UNCHANGED:
         return "did not change"
     return f"improved by {improvement:.1%}" if improvement > 0 else f"lost {-improvement:.1%}"
-
-
-def count_languages(number: int) -> str:
-    """`1 language`, `2 languages`."""
-    return f"{number:,} language" if number == 1 else f"{number:,} languages"
 
 
 def describe_group(group: str) -> str:
@@ -31,8 +27,8 @@ def summarise_group(report: Report, group: str) -> str:
     change = describe_change(report.improvement[last][group])
     start, end = report.bits_per_byte[before][group], report.bits_per_byte[last][group]
     return (
-        f"The {count_languages(len(changes))} {describe_group(group)} {change} in {last}: {start:.3f} bits per byte "
-        f"after {before}, {end:.3f} after {last}; {better} of {len(changes)} have fewer."
+        f"The {counted(len(changes), 'language')} {describe_group(group)} {change} in {last}: {start:.3f} bits per "
+        f"byte after {before}, {end:.3f} after {last}; {better} of {len(changes)} have fewer."
     )
 
 
@@ -52,7 +48,7 @@ def summarise_training(report: Report) -> list[str]:
     first, last = report.trained[0], report.trained[-1]
     languages = sum(count > 0 for count in report.tokens_per_language.values())
     tokens = sum(phase.tokens for phase in report.trained)
-    what = f"trained on {tokens:,} tokens of {count_languages(languages)}"
+    what = f"trained on {tokens:,} tokens of {counted(languages, 'language')}"
     if first is last:
         return [f"{first.name} {what}, and ended at a tau of {first.tau:g} and a mask rate of {first.mask_rate:.0%}."]
     return [

@@ -3,13 +3,9 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from mmbert.page_style import counted
 from mmbert.run_report.mixture_tokens import StreamTokens, share_distance, worst
 from mmbert.run_report.phase_run import PhaseRun
-
-
-def counted(number: int, one: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
 
 
 def progress(phase: PhaseRun) -> str:
