@@ -50,6 +50,8 @@ REFUSALS = {
     ("ties.runs.a=0",): r"ties: runs\.a = 0\.0 must be a number above 0; take out what shall not count",
     ("ties.runs.a=-1",): r"ties: runs\.a = -1\.0 must be a number above 0",
     ("ties.runs.a=.nan",): r"ties\.runs\.a = nan must be a finite number",
+    ("ties.runs={1: 1, b: 2}",): "a key of ties.runs = 1 must be of type str; put it in quotes",
+    ("ties.runs={true: 1, b: 2}",): "a key of ties.runs = True must be of type str; .* put a name in quotes",
     ("ties.runs.phase2=1",): "ties: runs: phase2 is the base; take it out",
     ("ties.runs.a/b/c=1",): r"ties: runs: 'a/b/c' must be a run's name, or name/step-0000000123",
     ("ties.runs.a/step-12=1",): r"ties: runs: 'a/step-12' must be a run's name, or name/step-0000000123",

@@ -102,7 +102,8 @@ def container(hint: Any, value: Any, path: str) -> Any:
         pairs = zip(kinds, value, strict=True)
         return tuple(member(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(pairs))
     if origin is dict and isinstance(value, dict):
-        return {key: member(kinds[1], item, join(path, key)) for key, item in value.items()}
+        keys = [member(kinds[0], key, f"a key of {path}") for key in value]  # YAML reads 1, true and null as no text
+        return {key: member(kinds[1], item, join(path, key)) for key, item in zip(keys, value.values(), strict=True)}
     wanted = {list: "a list, as in [a, b]", tuple: f"a list of {len(kinds)}", dict: "a mapping of names"}[origin]
     raise ValueError(f"{path} = {value!r} must be {wanted}")
 
