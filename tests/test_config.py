@@ -189,6 +189,16 @@ def test_what_yaml_says_stands_in_one_line_with_what_to_do(tmp_path: Path) -> No
         load_config(DEMO, ["optimizer.lr=[1"])
 
 
+def test_a_file_that_may_not_be_read_is_not_called_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))  # root may read anything
+
+    (tmp_path / "a.yaml").touch()
+    monkeypatch.setattr("mmbert.config.OmegaConf.load", refuse)
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: '.*/a\.yaml'$"):
+        load_config(tmp_path / "a.yaml")
+
+
 def test_extends_is_relative_to_the_file_and_a_list_of_names(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: [yamls/common.yaml]")
     with pytest.raises(FileNotFoundError, match=r"what `extends` names lies relative to that file$"):

@@ -360,6 +360,8 @@ def read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> DictConfig:
         raise FileNotFoundError(f"no such configuration: {path}{asked}")
     try:
         own = OmegaConf.load(path)
+    except OSError:  # the file cannot be read, whatever is in it
+        raise
     except Exception as error:  # PyYAML's many errors: each carries the line
         raise ValueError(f"{path} is no valid YAML: {in_one_line(error)}") from None
     if not isinstance(own, DictConfig):
