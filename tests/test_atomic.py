@@ -76,7 +76,7 @@ def test_when_publishing_fails_the_older_folder_is_back_in_its_place(
         replace(path, to)
 
     monkeypatch.setattr(Path, "replace", fail_for_the_new_one)
-    with partial_folder(target) as partial, pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/target\[1\]'$"), partial_folder(target) as partial:
         publish_folder(partial, target)
     assert list(tmp_path.iterdir()) == [target]
     assert (target / "old").read_bytes() == b"1"
@@ -151,6 +151,12 @@ def test_a_file_that_cannot_be_replaced_is_as_it_was(
 
     write_file(tmp_path / "file", b"old")
     monkeypatch.setattr(os, operation, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file'$"):
         write_file(tmp_path / "file", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_only_a_full_disk_is_told_with_the_name_of_what_is_written(tmp_path: Path) -> None:
+    """Anything else may be of what is read for it."""
+    with pytest.raises(OSError, match=r"^\[Errno 5\] \w+$"), partial_folder(tmp_path / "target"):
+        raise OSError(errno.EIO, "unreadable")

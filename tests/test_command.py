@@ -1,10 +1,14 @@
-"""What programs have in common: their help, outputs that none can write, and imports that Python's collector skips."""
+"""What programs have in common: help, errors in one line, outputs that none can write, imports that are not collected."""
+import errno
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mmbert.command import errors_in_one_line
 
 PROGRAM = """
 import gc
@@ -66,3 +70,23 @@ def test_an_object_store_is_no_output(command: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         importlib.import_module(module).main([*arguments, "--output", "s3://bucket/out"])
     assert "s3://bucket/out lies in an object store: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number, remedy", [
+    (errno.EACCES, "give this user the right to it, or name another path"),
+    (errno.EROFS, "give this user the right to it, or name another path"),
+    (errno.ENOSPC, "free space there, and run the same command again"),
+    (errno.EDQUOT, "free space there, and run the same command again"),
+    (errno.EEXIST, "that, or a part of it, is no folder: remove it, or name another path"),
+    (errno.EFBIG, "ulimit -f says how large a file may be: raise it"),
+])  # fmt: skip
+def test_an_error_of_the_system_has_a_remedy(number: int, remedy: str) -> None:
+    with pytest.raises(SystemExit) as refusal, errors_in_one_line():
+        raise OSError(number, os.strerror(number), "runs/x")
+    assert str(refusal.value) == f"error: [Errno {number}] {os.strerror(number)}: 'runs/x'; {remedy}"
+
+
+@pytest.mark.parametrize("error", [ValueError("a = 1 must be 2"), FileNotFoundError("a is missing; write it")])
+def test_an_error_of_ours_is_told_as_it_is(error: Exception) -> None:
+    with pytest.raises(SystemExit, match=f"^error: {error}$"), errors_in_one_line():
+        raise error

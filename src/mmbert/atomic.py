@@ -1,9 +1,12 @@
 """Files and folders that appear whole or not at all, also when the machine stops half-way."""
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fsync(path: Path) -> None:
@@ -39,12 +42,24 @@ def write_file(path: Path, content: bytes) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        fsync(partial)
-        partial.replace(path)
+        with naming(path):
+            partial.write_bytes(content)
+            fsync(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     fsync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around what writes `path`: of a full disk Python's own error says no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -58,7 +73,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
     remove(partial)
     partial.mkdir()
     try:
-        yield partial
+        with naming(target):
+            yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # what cannot be removed must not hide why it came to this
 

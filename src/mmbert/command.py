@@ -1,10 +1,20 @@
 """What programs share: how they fail, how they import what takes long, and some of their arguments."""
+import errno
 import gc
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_RIGHT = "give this user the right to it, or name another path"
+NO_FOLDER = "that, or a part of it, is no folder: remove it, or name another path"
+FULL = "free space there, and run the same command again"
+REMEDIES = {
+    errno.EACCES: NO_RIGHT, errno.EPERM: NO_RIGHT, errno.EROFS: NO_RIGHT, errno.ENOSPC: FULL, errno.EDQUOT: FULL,
+    errno.ENOTDIR: NO_FOLDER, errno.EEXIST: NO_FOLDER, errno.EFBIG: "ulimit -f says how large a file may be: raise it",
+}  # fmt: skip
+"""What to do about errors of the system, which say what and where alone."""
 
 
 @contextmanager
@@ -17,7 +27,13 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {with_remedy(error)}")
+
+
+def with_remedy(error: Exception) -> str:
+    """What an error says, and what to do where the system raised it; ours say that themselves, and have no number."""
+    remedy = REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{error}; {remedy}" if remedy else str(error)
 
 
 @contextmanager

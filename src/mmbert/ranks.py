@@ -15,6 +15,8 @@ from composer.utils import dist
 from numpy.typing import NDArray
 from torch import distributed, nn
 
+from mmbert.command import with_remedy
+
 T = TypeVar("T")
 TEXT_BYTES = 4096  # of a message between ranks: an error in one line, or the path of a checkpoint
 
@@ -102,7 +104,7 @@ class Ranks:
         Raises:
             ValueError: names the rank and what it says.
         """
-        for rank, message in enumerate(self.texts(str(error) if error else "")):
+        for rank, message in enumerate(self.texts(with_remedy(error) if error else "")):
             if message:
                 raise ValueError(f"rank {rank}: {message}" if self.world_size > 1 else message) from error
 
