@@ -23,6 +23,7 @@ from mmbert.checkpoint import (
     tidy,
     why_invalid,
 )
+from mmbert.file_contents import sha256_of
 from tests.damage import flip
 from tests.tiny_checkpoints import content_of, save_tiny, state_at, tiny
 
@@ -291,6 +292,25 @@ def test_broken_checkpoints_newer_than_the_newest_whole_one_are_set_aside(
         assert f"{name}/model.safetensors was changed after it was written: its sha256 does not fit" in caplog.text
     renamed = {path.removeprefix("broken-"): digest for path, digest in content_of(tmp_path).items()}
     assert renamed == before  # nothing was lost
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's, say: it is neither set aside nor passed over for an older one."""
+    for step in (1, 2):
+        save_tiny(tmp_path, step)
+
+    def refuse(path: Path) -> str:
+        if path.parent.name == "step-0000000002":
+            raise PermissionError(13, "Permission denied", str(path))  # root may read anything
+        return sha256_of(path)
+
+    monkeypatch.setattr("mmbert.checkpoint.sha256_of", refuse)
+    for look in (tidy, newest_checkpoint):
+        with pytest.raises(PermissionError, match=r"step-0000000002/model\.safetensors"):
+            look(tmp_path)
+    assert steps_of(tmp_path) == [2, 1]
 
 
 def test_a_broken_checkpoint_gets_a_free_name(tmp_path: Path) -> None:

@@ -88,7 +88,11 @@ def checkpoint_bytes(model: nn.Module) -> int:
 
 
 def why_invalid(checkpoint: Path) -> str:
-    """What keeps a folder from being a checkpoint, in words, or "" when all files are as they were written."""
+    """What keeps a folder from being a checkpoint, in words, or "" when all files are as they were written.
+
+    Raises:
+        PermissionError: this user may not read it. That says nothing of it; to go on from an older one would be wrong.
+    """
     try:
         manifest = read_json(checkpoint / "manifest.json")
         if set(manifest) != set(FILES) or any(
@@ -101,6 +105,8 @@ def why_invalid(checkpoint: Path) -> str:
         for name in FILES:
             if sha256_of(checkpoint / name) != manifest[name]["sha256"]:
                 return f"{checkpoint / name} was changed after it was written: its sha256 does not fit"
+    except PermissionError:
+        raise
     except (OSError, ValueError) as error:
         return str(error)
     return ""
