@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import BertConfig, ModernBertConfig, ModernBertForMaskedLM
 
+from mmbert import device
 from mmbert.evaluation import bits_per_byte as program
 from mmbert.evaluation.scoring import batches_of_like_length, masked_logits, pad_batch, score_languages
 from mmbert.fixed_masks import fixed_mask, num_masked_tokens
@@ -305,6 +306,20 @@ def test_a_language_of_special_tokens_only_is_refused(tokenizer: Tokenizer) -> N
     empty = HeldoutLanguage("xxx", [np.array([2, 3, 1], dtype=np.uint32)], text_bytes=3)
     with pytest.raises(ValueError, match="text of xxx holds special tokens only"):
         score_languages(make_model(), [empty], tokenizer, batch_tokens=64)
+
+
+def test_a_gpu_that_torch_does_not_see_is_no_reason_to_take_the_cpu_unasked(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(device, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(SystemExit, match=r"^error: this machine has NVIDIA GPUs \(nvidia0\), but torch .* on the CPU$"):
+        program.main(arguments)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    program.main(arguments)
+    assert capsys.readouterr().out.endswith(", on cpu\n")
 
 
 def test_no_rows_are_refused(arguments: list[str]) -> None:

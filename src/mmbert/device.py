@@ -26,20 +26,32 @@ def check_device(config: RunConfig) -> None:
     Raises:
         ValueError: says why torch does not, and what to do.
     """
-    if torch.cuda.is_available():
-        return
+    remedy = "write device: cpu"
+    if config.device == "gpu" and not torch.cuda.is_available():
+        raise ValueError(f"device = gpu, but {no_gpu(remedy)}")
+    if config.device == "auto":
+        check_no_gpu_idles("device = auto: ", remedy)
+
+
+def check_no_gpu_idles(asked: str, remedy: str) -> None:
+    """Refuse to compute on the CPU where a GPU lies idle because torch does not see it.
+
+    Args:
+        asked: what leaves the choice to this machine, for the error; may be empty.
+        remedy: what chooses the CPU.
+
+    Raises:
+        ValueError: says why torch does not, and what to do.
+    """
     files = sorted(path.name for path in DEVICE_FILES.glob("nvidia[0-9]*"))
+    if files and not torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") not in HIDDEN:
+        raise ValueError(f"{asked}this machine has NVIDIA GPUs ({', '.join(files)}), but {no_gpu(remedy)}")
+
+
+def no_gpu(remedy: str) -> str:
+    """That torch finds none, why, and what to do."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if config.device == "gpu":
-        asked = "device = gpu"
-    elif config.device == "auto" and files and visible not in HIDDEN:
-        asked = f"device = auto: this machine has NVIDIA GPUs ({', '.join(files)})"
-    else:
-        return
-    raise ValueError(
-        f"{asked}, but torch finds no GPU here: {why_no_gpu()} (CUDA_VISIBLE_DEVICES is {visible!r}); mend that, or "
-        "write device: cpu"
-    )
+    return f"torch finds no GPU here: {why_no_gpu()} (CUDA_VISIBLE_DEVICES is {visible!r}); mend that, or {remedy}"
 
 
 def why_no_gpu() -> str:

@@ -9,7 +9,8 @@ Reads a converted Hugging Face folder and nothing else of the run. For a languag
 
 where NLL is in nats, maskable tokens are all tokens of the held-out text but the special ones, each counted once,
 and text bytes are UTF-8. Masks depend on language and document alone. The file is left as it is when it was computed
-from the same model, shards and rows.
+from the same model, shards and rows. A GPU is taken where torch sees one; where the machine has one that torch does not
+see, CUDA_VISIBLE_DEVICES= before the command says that the CPU is meant.
 """
 import argparse
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert.command import errors_in_one_line, local_folder
+from mmbert.device import check_no_gpu_idles
 from mmbert.evaluation.scoring import LanguageScore, score_languages
 from mmbert.file_contents import sha256_of
 from mmbert.heldout import check_heldout, listed, read_heldout
@@ -128,13 +130,15 @@ def evaluate(options: argparse.Namespace) -> str:
     inputs = describe_inputs(options.model, manifests, options.rows)
     if options.output.exists() and read_json(options.output, "this program").get("inputs") == inputs:
         return f"{options.output} is up to date: same model and shards"
+    check_no_gpu_idles("", "put CUDA_VISIBLE_DEVICES= before the command to measure on the CPU")
     languages = [read_heldout(options.shards, manifest, options.rows) for manifest in manifests]
     model = load_model(options.model, tokenizer)
     scores = score_languages(model, languages, tokenizer, options.batch_tokens)
     write_json(options.output, evaluation_of(options.model, options.source, scores, inputs))
     mean = sum(score.bits_per_byte for score in scores.values()) / len(scores)
     each = listed({language: (score.bits_per_byte, score.masked_tokens) for language, score in scores.items()})
-    return f"{options.output}: {mean:.4f} bits per byte, mean over {len(scores)} languages{each}"
+    found = f"{mean:.4f} bits per byte, mean over {len(scores)} languages{each}"
+    return f"{options.output}: {found}, on {model.device.type}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
