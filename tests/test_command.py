@@ -1,4 +1,4 @@
-"""What programs have in common: help, errors in one line, outputs that none can write, imports that are not collected."""
+"""What programs have in common: help, errors in one line, outputs that none can write, imports left uncollected."""
 import errno
 import importlib
 import os
