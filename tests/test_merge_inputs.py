@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmbert.checkpoint import FILES, newest_checkpoint
+from mmbert.checkpoint import FILES, newest_checkpoint, read_state
 from mmbert.merge import main
 from tests.conftest import Corpus
 from tests.merges import MEAN, TIES, change_state, damage, refused, sign, weights, write
@@ -68,9 +68,26 @@ def test_runs_of_two_models_are_refused(runs: Path, tmp_path: Path, corpus: Corp
     refused(write(tmp_path, TIES), rf"eng/\S+ is another model than phase2/\S+: model\.{next(iter(change))} is .*there")
 
 
-def test_the_kernel_of_attention_makes_no_other_model(runs: Path, tmp_path: Path) -> None:
-    change_state(newest_checkpoint(runs / "eng"), lambda state: state["config"]["model"].update(attention="flash_attn"))
-    main([str(write(tmp_path, TIES))])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention": "flash_attn"}, {"attn_out_dropout": 0.0}, {"initializer_range": 0.1},
+        {"initializer_cutoff_factor": 3.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_trained_weights_do_not_depend_on_makes_no_other_model(
+    runs: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """A decay without dropout, say; or runs with our initializer, behind a published model with its own."""
+    path = write(tmp_path, TIES)
+    main([str(path), "name=same"])
+    change_state(newest_checkpoint(runs / "eng"), lambda state: state["config"]["model"].update(change))
+    main([str(path)])
+    states = [read_state(newest_checkpoint(runs / name)) for name in ("phase2", "merged")]
+    assert states[1]["config"]["model"] == {**states[0]["config"]["model"], "attention": "cpu"}
+    same, merged = (weights(newest_checkpoint(runs / name)) for name in ("same", "merged"))
+    assert all(torch.equal(tensor, same[name]) for name, tensor in merged.items())
 
 
 def test_other_tensors_than_the_models_are_refused(runs: Path, tmp_path: Path) -> None:

@@ -16,6 +16,10 @@ from mmbert.merging import exponential_weights
 from mmbert.model import MmBertForMaskedLM
 from mmbert.typed import build
 
+MEANINGLESS = {"attention", "attn_out_dropout", "initializer_range", "initializer_cutoff_factor"}
+"""Keys of a model section that change nothing of what trained weights mean: the kernel, and what training begins with
+or does. The result has the first input's."""
+
 
 @dataclass(frozen=True)
 class Input:
@@ -133,7 +137,7 @@ def check_inputs(config: MergeConfig, inputs: Sequence[Input]) -> ModelConfig:
     """Refuse checkpoints that are damaged, or do not belong together. Reads every byte of them.
 
     Returns:
-        The model section that all have in common.
+        The model section that all have in common, but for MEANINGLESS keys.
 
     Raises:
         FileNotFoundError, ValueError: names the checkpoint, what is wrong, and the remedy.
@@ -169,8 +173,8 @@ def check_inputs(config: MergeConfig, inputs: Sequence[Input]) -> ModelConfig:
 
 
 def other_keys(model: dict[str, Any], first: dict[str, Any]) -> str:
-    """In which keys two model sections differ, in words, or ""; the kernel of attention is no part of a model."""
-    keys = sorted((model.keys() | first.keys()) - {"attention"})
+    """In which keys two model sections differ, in words, or ""; MEANINGLESS ones do not count."""
+    keys = sorted((model.keys() | first.keys()) - MEANINGLESS)
     return "; ".join(
         f"model.{key} is {model.get(key)!r} there and {first.get(key)!r} here"
         for key in keys
