@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mmbert.checkpoint import FILES, newest_checkpoint, read_state
+from mmbert.checkpoint import FILES, newest_checkpoint, read_state, weights_sha256
 from mmbert.merge import main
 from tests.conftest import Corpus
 from tests.merges import MEAN, TIES, change_state, damage, refused, sign, weights, write
@@ -139,6 +139,18 @@ def test_a_run_whose_parent_was_trained_anew_from_it_is_refused(runs: Path, tmp_
     change_state(newest_checkpoint(runs / "eng"), lambda state: state["config"].update(parent="cont"))
     change_state(newest_checkpoint(runs / "cont"), lambda state: state["config"].update(parent="eng"))
     refused(write(tmp_path, TIES), r"does not go back to ties\.base = phase2: its parents are eng, cont;")
+
+
+def test_a_run_whose_parent_was_trained_anew_is_refused(runs: Path, tmp_path: Path, corpus: Corpus) -> None:
+    """What the base is now, it did not begin with, itself or the one between."""
+    began = {"Checkpointing": {"parent_weights": weights_sha256(runs / "phase2")}}
+    change_state(newest_checkpoint(runs / "cont"), lambda state: state.update(callbacks=began))
+    change_state(newest_checkpoint(runs / "eng"), lambda state: state["config"].update(parent="cont"))
+    path = write(tmp_path, "ties: {base: phase2, runs: {all: 1, eng: 1}, density: 1, scale: 1}")
+    main([str(path), "name=before"])
+    shutil.rmtree(runs / "phase2")
+    save_run(runs, "phase2", 7, corpus.tokenizer, config={"parent": "phase1"})
+    refused(path, "runs/cont began with other weights than phase2 has now: that was trained anew")
 
 
 def test_a_run_may_descend_from_the_base_through_others(runs: Path, tmp_path: Path) -> None:

@@ -28,23 +28,24 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], now: dict[str, Any])
         )
 
 
-def check_parent(checkpoint: Path, state: dict[str, Any], config: RunConfig) -> None:
-    """Refuse to go on with a run, or to call it finished, whose parent was trained anew since.
+def check_parent(checkpoint: Path, state: dict[str, Any], parent: str | None) -> None:
+    """Refuse to go on with a run, to call it finished, or to merge it, whose parent was trained anew since.
 
     Args:
-        state: of `checkpoint`, the run's newest.
+        state: of `checkpoint`.
+        parent: name of the run that it went on from.
 
     Raises:
         ValueError: the run began with other weights than its parent has now. A parent that is gone is no matter.
     """
-    if config.parent is None:
+    if parent is None:
         return
     began_with = state["callbacks"].get("Checkpointing", {}).get("parent_weights")
-    now = weights_sha256(Path(config.run_root) / config.parent)
+    now = weights_sha256(checkpoint.parents[1] / parent)
     if began_with and now and began_with != now:
         raise ValueError(
-            f"{checkpoint.parent} began with other weights than {config.parent} has now: that was trained anew. Move "
-            f"{checkpoint.parent} away to train it from them, or bring the old {config.parent} back"
+            f"{checkpoint.parent} began with other weights than {parent} has now: that was trained anew. Move "
+            f"{checkpoint.parent} away to train it from them, or bring the old {parent} back"
         )
 
 
@@ -56,7 +57,7 @@ def check_unchanged(checkpoint: Path, state: dict[str, Any], config: RunConfig) 
     """
     asked = {key: value for key, value in state["identity"].items() if not key.startswith(("shards.", "tokenizer."))}
     check_identity(checkpoint, asked, recipe(config))
-    check_parent(checkpoint, state, config)
+    check_parent(checkpoint, state, config.parent)
 
 
 def check_begun(config: RunConfig) -> None:

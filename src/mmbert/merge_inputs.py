@@ -10,6 +10,7 @@ from mmbert.checkpoint import step_folders, why_invalid
 from mmbert.checkpoint_files import check_tensors_fit, read_json, read_state, step_of
 from mmbert.config import MERGED, ModelConfig
 from mmbert.file_contents import sha256_of
+from mmbert.finished import check_parent
 from mmbert.ledger import read_ledger
 from mmbert.merge_config import MergeConfig, TiesConfig, run_of
 from mmbert.merging import exponential_weights
@@ -188,11 +189,11 @@ def check_descent(run: Input, base: Input) -> None:
     An imported or merged run says nothing of where it comes from, and passes.
 
     Raises:
-        FileNotFoundError, ValueError: names the run's own parents, and which of them is gone.
+        FileNotFoundError, ValueError: names the run's own parents, and which of them is gone or was trained anew.
     """
     root, folder = run.checkpoint.parents[1], run.checkpoint.parent
-    line, saved = [folder.name], read_state(run.checkpoint)["config"]
-    while folder.name != base.checkpoint.parent.name and "parent" in saved:
+    line, checkpoint, state = [folder.name], run.checkpoint, read_state(run.checkpoint)
+    while folder.name != base.checkpoint.parent.name and "parent" in (saved := state["config"]):
         line.append(str(saved["parent"]))
         folder = root / line[-1]
         if saved["parent"] is None or line.count(line[-1]) > 1:  # or it was trained anew from a run that it began
@@ -205,7 +206,9 @@ def check_descent(run: Input, base: Input) -> None:
                 f"ties.runs: whether {run.name} goes back to ties.base = {run_of(base.name)} is not known: its parents "
                 f"are {', '.join(line[1:])}, and {folder} holds no checkpoint; bring one back"
             )
-        saved = read_state(step_folders(folder)[0])["config"]
+        check_parent(checkpoint, state, saved["parent"])
+        checkpoint = step_folders(folder)[0]
+        state = read_state(checkpoint)
 
 
 # ------------------------------------------------------------------------------------------------------------- compared

@@ -149,7 +149,7 @@ def starting_point(phase: Phase) -> Path | None:
     if own:
         state = read_state(own)
         check_identity(own, state["identity"], phase.identity())
-        check_parent(own, state, phase.config)
+        check_parent(own, state, phase.config.parent)
         return own
     if saved := last_saved_step(folder):
         raise ValueError(
