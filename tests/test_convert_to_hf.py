@@ -243,6 +243,17 @@ def test_own_output_is_replaced_and_other_folders_are_not(save_run: Run, tmp_pat
     assert files_of(tmp_path / "hf").keys() == older.keys() - {"conversion.json"}
 
 
+def test_what_somebody_put_into_the_folder_is_not_removed(save_run: Run, tmp_path: Path) -> None:
+    run = save_run(build())
+    convert(run / "step-0000000001", tmp_path / "hf")
+    (tmp_path / "hf" / "onnx").mkdir()
+    (tmp_path / "hf" / "onnx" / "model.onnx").write_text("hours of work")
+    before = files_of(tmp_path / "hf" / "onnx")
+    with pytest.raises(SystemExit, match=r"hf/onnx was not written by this program, and would be removed; move it"):
+        convert(run, tmp_path / "hf")
+    assert files_of(tmp_path / "hf" / "onnx") == before
+
+
 def test_checkpoint_that_changed_or_is_not_there_is_refused(save_run: Run, tmp_path: Path) -> None:
     run = save_run(build())
     with (run / STEP / "model.safetensors").open("r+b") as file:

@@ -24,7 +24,7 @@ from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, read_st
 from mmbert.checkpoint_files import write_tensors
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.config import ModelConfig
-from mmbert.evaluation.run_records import is_whole
+from mmbert.evaluation.run_records import CONVERTED, is_whole
 from mmbert.file_contents import sha256_of
 from mmbert.json_files import read_json
 from mmbert.model import MmBertForMaskedLM
@@ -192,7 +192,7 @@ def is_up_to_date(checkpoint: Path, output: Path) -> bool:
 
 
 def check_replaceable(output: Path) -> None:
-    """Refuse a folder that this program did not write, or whose model card somebody wrote in since.
+    """Refuse a folder that this program did not write, or that holds somebody's work: another file, a changed card.
 
     Raises:
         ValueError: says which, and the remedy.
@@ -201,6 +201,11 @@ def check_replaceable(output: Path) -> None:
         return
     if not (output / RECORD).is_file():
         raise ValueError(f"--output {output} exists and holds no {RECORD}: not written by this program; name another")
+    if added := sorted({path.name for path in output.iterdir()} - {*CONVERTED, RECORD, CARD}):
+        raise ValueError(
+            f"{output / added[0]} was not written by this program, and would be removed; move it away, or give another "
+            "--output"
+        )
     card = output / CARD
     if card.is_file() and sha256_of(card) != read_record(output).get("card_sha256"):
         raise ValueError(f"{card} was changed, and would be replaced; move it away, or give another --output")
