@@ -1,6 +1,7 @@
 """The converted folder as Hugging Face sees it, and what the converter refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -265,6 +266,22 @@ def test_checkpoint_that_changed_or_is_not_there_is_refused(save_run: Run, tmp_p
     assert json.loads((tmp_path / "hf" / "conversion.json").read_text())["checkpoint"].endswith("step-0000000001")
     with pytest.raises(SystemExit, match="no such folder"):
         convert(tmp_path / "runn", tmp_path / "hf")
+
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_told_as_that(
+    save_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, check = save_run(build()), convert_to_hf.check_logits
+
+    def check_while_it_goes(*arguments: Any) -> float:
+        shutil.rmtree(run / STEP)
+        return check(*arguments)
+
+    monkeypatch.setattr(convert_to_hf, "check_logits", check_while_it_goes)
+    with pytest.raises(SystemExit, match=f"{STEP} was removed while it was read, .*; run this again, or pin one first"):
+        convert(run, tmp_path / "hf")
+    monkeypatch.undo()
+    convert(run, tmp_path / "hf")
 
 
 def test_only_the_tokenizer_of_the_run_is_taken(save_run: Run, tmp_path: Path, corpus: Any) -> None:

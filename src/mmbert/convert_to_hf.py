@@ -9,7 +9,8 @@ one at a time, are compared with this repository's for the same documents packed
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,24 @@ def find_checkpoint(path: Path) -> Path:
     if not is_valid(path):
         raise ValueError(f"{path} is incomplete or changed after it was written; convert another checkpoint")
     return path
+
+
+@contextmanager
+def that_may_go(checkpoint: Path) -> Iterator[None]:
+    """Around what reads a checkpoint, which a run that goes on may remove meanwhile.
+
+    Raises:
+        FileNotFoundError: it did.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        if (checkpoint / "manifest.json").is_file():
+            raise
+        raise FileNotFoundError(
+            f"{checkpoint} was removed while it was read, as a run that goes on removes older ones; run this again, or "
+            "pin one first: an empty file `pinned` in it"
+        ) from None
 
 
 def carried_fields(config: ModelConfig) -> dict[str, Any]:
@@ -249,6 +268,14 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
     return difference
 
 
+def bring_up_to_date(checkpoint: Path, output: Path, tokenizer_folder: Path | None) -> str:
+    """Convert, unless that is done; what there is to say of it. See `convert`."""
+    if tokenizer_folder is None and is_up_to_date(checkpoint, output):
+        return f"{output} is up to date with {checkpoint}"
+    difference = convert(checkpoint, output, tokenizer_folder)
+    return f"{output}: {checkpoint} for Hugging Face, largest difference of a logit {difference:.2e}"
+
+
 @torch.no_grad()
 def fill_mask(folder: Path, prompt: str, top_k: int) -> list[tuple[str, float]]:
     """The likeliest tokens for the one mask of `prompt`, with their probabilities, likeliest first.
@@ -284,11 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     with errors_in_one_line():
         checkpoint = find_checkpoint(options.checkpoint)
-        if options.tokenizer is None and is_up_to_date(checkpoint, options.output):
-            print(f"{options.output} is up to date with {checkpoint}")
-        else:
-            difference = convert(checkpoint, options.output, options.tokenizer)
-            print(f"{options.output}: {checkpoint} for Hugging Face, largest difference of a logit {difference:.2e}")
+        with that_may_go(checkpoint):
+            print(bring_up_to_date(checkpoint, options.output, options.tokenizer))
         if options.prompt is not None:
             for token, probability in fill_mask(options.output, options.prompt, top_k=5):
                 print(f"{probability:7.2%}  {token}")
