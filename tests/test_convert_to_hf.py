@@ -140,6 +140,24 @@ def test_what_was_converted_and_is_no_longer_whole_is_converted_again_but_not_fo
     assert "is up to date" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kept", ["hf", ".hf.old"])
+def test_a_kill_leaves_no_folder_of_weights_unseen(
+    save_run: Run, capsys: pytest.CaptureFixture[str], kept: str
+) -> None:
+    """Before or after the new folder took the older one's place."""
+    run = save_run(build())
+    convert(run, run / "hf")
+    before = files_of(run / "hf")
+    (run / "hf").rename(run / kept)
+    for name in {".hf.old", ".hf.partial"} - {kept}:
+        shutil.copytree(run / kept, run / name)
+    capsys.readouterr()
+    convert(run, run / "hf")
+    assert "is up to date" in capsys.readouterr().out
+    assert sorted(path.name for path in run.iterdir()) == ["hf", "step-0000000001", STEP]
+    assert files_of(run / "hf") == before
+
+
 def test_what_was_converted_loads_without_a_word(save_run: Run) -> None:
     """transformers 4.57.6 warns of tokenizers that it takes for broken, and what it advises crashes."""
     run = save_run(build())

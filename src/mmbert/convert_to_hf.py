@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, ModernBertConfig
 
-from mmbert.atomic import partial_folder, publish_folder
+from mmbert.atomic import partial_folder, publish_folder, remove_leftovers, restore_folders
 from mmbert.attention import Packing
 from mmbert.checkpoint import is_valid, load_weights, newest_checkpoint, read_state
 from mmbert.checkpoint_files import write_tensors
@@ -269,7 +270,10 @@ def convert(checkpoint: Path, output: Path, tokenizer_folder: Path | None = None
 
 
 def bring_up_to_date(checkpoint: Path, output: Path, tokenizer_folder: Path | None) -> str:
-    """Convert, unless that is done; what there is to say of it. See `convert`."""
+    """Convert, unless that is done; what there is to say of it. See `convert`. What a kill left is mended or goes."""
+    name = escape(output.name)
+    restore_folders(output.parent, name)
+    remove_leftovers(output.parent, name)
     if tokenizer_folder is None and is_up_to_date(checkpoint, output):
         return f"{output} is up to date with {checkpoint}"
     difference = convert(checkpoint, output, tokenizer_folder)
