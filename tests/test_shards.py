@@ -3,6 +3,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,17 @@ def test_a_disk_that_fails_is_named_and_leaves_no_file_open(
     with pytest.raises(OSError, match=f"^{path} cannot be read: Input/output error; look at the disk"):
         shards.rows([(0, 0)])
     assert path not in open_files()
+
+
+def test_a_shard_that_may_not_be_read_is_no_fault_of_the_disk(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError(13, "Permission denied")  # root may read anything
+
+    monkeypatch.setattr("mmbert.shards.check_shard", refuse)
+    with pytest.raises(OSError, match=r"shard\.00000\.mds cannot be read: Permission denied; give this user the right"):
+        open_shards(folders).row(0, 0)
 
 
 @pytest.mark.fault(25)

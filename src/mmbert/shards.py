@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mmbert.command import NO_RIGHT
 from mmbert.manifest import REMEDY, Manifest, ShardRecord, check_shard
 from mmbert.mds_samples import decode
 from mmbert.packing import Rows
@@ -197,7 +198,8 @@ def unreadable(path: str, error: OSError) -> OSError:
     """What the system says of a file, with the file's name and the remedy; an error of our own says that already."""
     if error.errno is None:
         return error
-    return OSError(f"{path} cannot be read: {error.strerror}; look at the disk, and run the same command again")
+    remedy = NO_RIGHT if isinstance(error, PermissionError) else "look at the disk, and run the same command again"
+    return OSError(f"{path} cannot be read: {error.strerror}; {remedy}")
 
 
 def read_places(file: int, rows: int) -> bytes:
