@@ -331,6 +331,22 @@ def test_a_damaged_output_file_is_named(arguments: list[str], tmp_path: Path) ->
     assert "bits_per_byte.json is no JSON" in fail_with(arguments)
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "load_model", lambda *_: pytest.fail("measures"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^error: .*File exists: '.*/file'; that, or a part of it, is no folder"):
+        program.main([*arguments, "--output", str(tmp_path / "file" / "bits_per_byte.json")])
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))  # root may write anywhere
+
+    monkeypatch.setattr(program, "TemporaryFile", refuse)
+    with pytest.raises(SystemExit, match=r"^error: .*Permission denied: .* the right to it, or name another path$"):
+        program.main(arguments)
+
+
 def test_a_folder_is_no_output(arguments: list[str], tmp_path: Path) -> None:
     said = fail_with([*arguments, "--output", str(tmp_path)])
     assert said == f"error: --output {tmp_path} is a folder; name a file in it, bits_per_byte.json say"

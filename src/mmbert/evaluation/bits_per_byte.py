@@ -15,6 +15,7 @@ see, CUDA_VISIBLE_DEVICES= before the command says that the CPU is meant.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -130,6 +131,9 @@ def evaluate(options: argparse.Namespace) -> str:
     inputs = describe_inputs(options.model, manifests, options.rows)
     if options.output.exists() and read_json(options.output, "this program").get("inputs") == inputs:
         return f"{options.output} is up to date: same model and shards"
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=options.output.parent):  # or say now, not after hours, that nothing can be written there
+        pass
     check_no_gpu_idles("", "put CUDA_VISIBLE_DEVICES= before the command to measure on the CPU")
     languages = [read_heldout(options.shards, manifest, options.rows) for manifest in manifests]
     model = load_model(options.model, tokenizer)
