@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 
 from mmbert.command import with_remedy
+from mmbert.watchdog import Watchdog
 
 T = TypeVar("T")
 TEXT_BYTES = 4096  # of a message between ranks: an error in one line, or the path of a checkpoint
@@ -44,15 +45,20 @@ class Ranks:
         """
         timeout = timedelta(minutes=2 * hang_minutes)
         rank, world_size = dist.get_global_rank(), dist.get_world_size()
+        where = f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')}"
+        watchdog = Watchdog(1.5 * timeout.total_seconds())  # torch waits for ever where another program listens
+        watchdog.start()
+        watchdog.beat(f"rank {rank}, meeting the others at {where}")
         try:
             dist.initialize_dist(device, timeout.total_seconds())
             group = distributed.new_group(backend="gloo", timeout=timeout) if world_size > 1 else None
         except RuntimeError as error:  # of any kind that torch has
-            where = f"{os.environ.get('MASTER_ADDR')} port {os.environ.get('MASTER_PORT')}"
             raise OSError(
                 f"rank {rank} of {world_size} does not meet the others at {where}: {first_line(error)}; look at what "
                 "each launcher says, and whether all were started, with the same address and port"
             ) from None
+        finally:
+            watchdog.stop()
         return cls(rank, world_size, group)
 
     def leave(self) -> None:

@@ -1,5 +1,6 @@
 """Rows 5, 15, 16 and 17: processes that die or hang, those that they leave behind, and two that want the same run."""
 import signal
+import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -134,6 +135,17 @@ def test_without_the_watchdog_a_run_hangs_for_ever(corpus: Corpus, tmp_path: Pat
     time.sleep(1.5 * SECONDS)
     assert run.is_running
     assert "sleep_through" not in run.output()
+
+
+@pytest.mark.fault(16)
+def test_a_rank_that_meets_another_program_shows_where_and_ends_with_86(corpus: Corpus, tmp_path: Path) -> None:
+    """One that takes the connection, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        place = Layout(2, 1, 0, "127.0.0.1", mute.getsockname()[1])
+        arguments = [prepare(tmp_path / "it", corpus), "hang_minutes=0.02", "checkpoint.give_up_minutes=0.01"]
+        outcome = Run(arguments, tmp_path / "x.jsonl", environment=place.environment(1)).wait(60)
+    assert outcome.exit_code == HUNG
+    assert f"rank 1, meeting the others at 127.0.0.1 port {place.master_port}\n" in outcome.output
 
 
 # -------------------------------------------------------------------------------------------------------------- crashes
