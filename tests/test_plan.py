@@ -317,6 +317,17 @@ def test_a_parent_that_is_not_given_is_looked_for_in_the_run_root_that_is() -> N
     assert not texts(chain, "error")
 
 
+def test_a_phase_is_held_against_a_run_whose_yaml_has_another_name_or_is_gone(tmp_path: Path) -> None:
+    path, state = tmp_path / "more.yaml", tmp_path / "runs" / "phase1" / "step-0000000001" / "state.json"
+    path.write_text(f"extends: [{Path('yamls/phase2.yaml').resolve()}]\nrun_root: {tmp_path}/runs\n")
+    assert "its parent phase1 is not among" in texts(plan_chain([str(path)], [], None, H100), "warning")
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"config": load_config("yamls/phase1.yaml", ["run_root=moved"]).as_dict()}))
+    assert "as many tokens a step as phase1, the same" in texts(plan_chain([str(path)], [], None, H100), "ok")
+    high = texts(plan_chain([str(path)], ["optimizer.lr=0.01"], None, H100), "warning")
+    assert "the learning rate jumps from 0.0008, where phase1 ends, to 0.01" in high
+
+
 @pytest.mark.parametrize("record, made", [("import.json", "imported"), ("merge.json", "merged")])
 def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: Path, record: str, made: str) -> None:
     """It has no YAML, but a run folder, as import_from_hf and merge write it."""
@@ -326,10 +337,10 @@ def test_a_phase_is_held_against_a_parent_that_was_imported_or_merged(tmp_path: 
     def found(level: str, *changes: str) -> str:
         return texts(plan_chain([str(path)], [f"run_root={tmp_path}", *changes], None, H100), level)
 
-    assert f"nor imported or merged in {tmp_path}: nothing is compared" in found("warning")
+    assert f"nor a run in {tmp_path}: nothing is compared" in found("warning")
     if made == "merged":  # the YAML that it is merged by may lie beside, and says nothing of its model
         (tmp_path / "published.yaml").write_text(Path("yamls/merge.yaml").read_text().replace("merged", "published", 1))
-        assert f"nor a phase's YAML beside {path}, nor imported or merged in {tmp_path}: nothing" in found("warning")
+        assert f"nor a phase's YAML beside {path}, nor a run in {tmp_path}: nothing" in found("warning")
     state = tmp_path / "published" / "step-0000000000" / "state.json"
     state.parent.mkdir(parents=True)
     (tmp_path / "published" / record).write_text("{}")

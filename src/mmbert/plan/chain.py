@@ -3,7 +3,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmbert.config import RunConfig, is_merge, load_config, read_yaml
+from omegaconf import OmegaConf
+
+from mmbert.config import RunConfig, build_config, is_merge, load_config, read_yaml
+from mmbert.file_contents import parse_object
 from mmbert.plan.counts import Count, Name
 from mmbert.plan.findings import Finding, judge, judge_chain
 from mmbert.plan.phase import Hardware, PhasePlan, plan_phase
@@ -48,16 +51,30 @@ def plan_chain(
 
 
 def find_parent(path: str, config: RunConfig, given: Sequence[RunConfig], overrides: Sequence[str]) -> RunConfig | None:
-    """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file.
+    """The parent among the phases given, or else `<parent>.yaml` beside the phase's own file, or else its run.
 
     Of the overrides the one beside takes `run_root` alone, where the phase will look for it.
     A merge's YAML says nothing of a model; what was merged is found by its run folder (`untrained_texts`).
     """
+    if config.parent is None:
+        return None
     for other in given:
         if other.name == config.parent:
             return other
     beside = Path(path).with_name(f"{config.parent}.yaml")
-    if config.parent is None or not beside.is_file() or is_merge(read_yaml(beside)):
+    if beside.is_file() and not is_merge(read_yaml(beside)):
+        found = load_config(beside, [override for override in overrides if override.startswith("run_root=")])
+        if found.name == config.parent:
+            return found
+    return trained_with(config.run_folder.with_name(config.parent))
+
+
+def trained_with(run_folder: Path) -> RunConfig | None:
+    """The configuration of a run; None where it has no checkpoint yet, or its weights were imported or merged."""
+    states = sorted(run_folder.glob("step-*/state.json"))
+    if not states:
         return None
-    found = load_config(beside, [override for override in overrides if override.startswith("run_root=")])
-    return found if found.name == config.parent else None
+    saved = parse_object(states[-1].read_bytes(), states[-1], "take that checkpoint away")["config"]
+    if "parent" not in saved:
+        return None
+    return build_config(RunConfig, OmegaConf.create(saved), states[-1], [f"run_root={run_folder.parent}"])

@@ -254,8 +254,8 @@ def untrained_texts(plan: PhasePlan) -> Texts:
     made = next((how for record, how in UNTRAINED.items() if (folder / record).is_file()), None)
     if made is None:
         return [("warning", f"its parent {config.parent} is not among the phases given, nor a phase's YAML "
-                            f"beside {plan.path}, nor imported or merged in {config.run_root}: nothing is compared "
-                            "with it")]  # fmt: skip
+                            f"beside {plan.path}, nor a run in {config.run_root}: nothing is compared with "
+                            "it")]  # fmt: skip
     state = folder / "step-0000000000" / "state.json"  # checkpoint_files.read_state would import torch for seconds
     model = parse_object(state.read_bytes(), state, f"make {folder} anew")["config"]["model"]
     texts: Texts = []
