@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmbert import attention
 from mmbert.attention import GPU_KERNELS, Kernel, Packing, Window, check_kernel, resolve_kernel, varlen_attention
 from mmbert.config import load_config
+from mmbert.ranks import Ranks
 from mmbert.trainer import Phase
 from tests.conftest import Corpus
 from tests.test_attention import packing_of, random_qkv
@@ -107,7 +108,7 @@ def test_what_the_first_batch_would_refuse_is_refused_before_a_run_begins(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_yamls(tmp_path, corpus)
-    monkeypatch.setattr("mmbert.trainer.Ranks.connect", lambda *_: None)  # and not with anything after it
+    monkeypatch.setattr("mmbert.trainer.Ranks.connect", lambda *_: Ranks(0, 1, None))
     with pytest.raises(ValueError, match="attention: flash_attn needs a GPU"):
         Phase.open(load_config(tmp_path / "phase1.yaml", ["model.attention=flash_attn"]))
     monkeypatch.setattr(attention, "_obstacle", lambda kernel: None)

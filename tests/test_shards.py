@@ -125,7 +125,7 @@ def test_a_shard_that_may_not_be_read_is_no_fault_of_the_disk(
 
     monkeypatch.setattr("mmbert.shards.check_shard", refuse)
     with pytest.raises(OSError, match=r"shard\.00000\.mds cannot be read: Permission denied; give this user the right"):
-        open_shards(folders).row(0, 0)
+        open_shards(folders).rows([(0, 0)])
 
 
 @pytest.mark.fault(25)
