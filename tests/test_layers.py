@@ -18,7 +18,7 @@ LAYERS = [
     | {"ledger_audit", "scores", "validation", "loggers", "finished", "untrained_run"},
     {"convert_to_hf", "import_from_hf", "published_model", "recipe_table", "evaluation", "launch", "benchmark"}
     | {"plan", "run_report", "published_shares", "preflight", "stages", "status", "merge", "merge_inputs"}
-    | {"model_card", "show_rows"},
+    | {"model_card", "show_rows", "change_vocabulary"},
 ]
 OUTSIDE = {"composer", "streaming", "torch", "transformers", "optimi", "omegaconf"}
 

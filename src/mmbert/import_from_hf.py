@@ -67,6 +67,22 @@ def reference_folder(written: dict[str, Any], stored: dict[str, Stored], tokeniz
         yield folder
 
 
+def read_model(folder: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Stored], MmBertForMaskedLM]:
+    """config.json as written, the tensors of the files, and the model that they are, in float32.
+
+    Raises:
+        OSError, ValueError: a file is missing or unfit, or `tokenizer` is not the model's.
+    """
+    written = read_config(folder / "config.json")
+    config = model_config(written, folder / "config.json")
+    check_tokenizer(written, config, tokenizer, folder)
+    stored = stored_tensors(folder)
+    check_tensors(stored, config, written.get("tie_word_embeddings", True), folder)
+    model = MmBertForMaskedLM(config).eval()
+    load_stored(stored, model)
+    return written, stored, model
+
+
 def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[ModelConfig, float]:
     """Write the finished run `output`, whole or not at all.
 
@@ -84,14 +100,8 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
     if os.path.lexists(output):
         raise FileExistsError(f"--output {output} exists; remove it, or name another folder")
     tokenizer = load_tokenizer(tokenizer_folder)
-    written = read_config(folder / "config.json")
-    config = model_config(written, folder / "config.json")
-    check_tokenizer(written, config, tokenizer, folder)
-    stored = stored_tensors(folder)
-    check_tensors(stored, config, written.get("tie_word_embeddings", True), folder)
-    model = MmBertForMaskedLM(config).eval()
-    load_stored(stored, model)
-    state = first_state(asdict(config), str(tokenizer.folder), tokenizer.digest)
+    written, stored, model = read_model(folder, tokenizer)
+    state = first_state(asdict(model.config), str(tokenizer.folder), tokenizer.digest)
     with untrained_run(output, model, state) as partial:
         with reference_folder(written, stored, tokenizer) as reference:
             difference = check_logits(model, reference, tokenizer, folder, output)
@@ -102,7 +112,7 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
             "tokenizer_digest": tokenizer.digest,
         }
         (partial / IMPORTED).write_text(json.dumps(record, indent=2) + "\n")
-    return config, difference
+    return model.config, difference
 
 
 def yaml_lines(config: ModelConfig, tokenizer_folder: Path, output: Path) -> str:

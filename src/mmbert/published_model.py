@@ -53,7 +53,7 @@ THETAS = {"full_attention": "global_rope_theta", "sliding_attention": "local_rop
 
 TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id", "mask_token_id")
 
-DTYPES = ("F32", "BF16", "F16")
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 EMBEDDINGS, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
 
 
