@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,16 @@ def permuted(tokenizer: Path, target: Path) -> tuple[Path, list[int]]:
 
 @pytest.fixture
 def byte_level(tmp_path: Path) -> Tokenizer:
-    """ModernBERT's way, of two of the six languages."""
+    """ModernBERT's way, of two of the six languages. Four spaces are two of its tokens, of which one was added."""
     (tmp_path / "text").mkdir()
-    texts = write_text(tmp_path / "text")[-10:]
+    texts = [*write_text(tmp_path / "text")[-10:], *["a     a"] * 100]
     return adopt_tokenizer(modernbert_like(tmp_path / "source", texts), tmp_path / "byte-level")
+
+
+@pytest.fixture
+def unigram(tmp_path: Path) -> Tokenizer:
+    """XLM-R's way, with few letters and no bytes."""
+    return adopt_tokenizer(xlmr_like(tmp_path / "xlmr", "<>/abdeiklmnpsu"), tmp_path / "unigram")
 
 
 @pytest.fixture
@@ -98,7 +105,7 @@ def test_rows_are_copied_or_the_mean_of_those_that_are_named() -> None:
 
 
 def test_tokens_of_a_text_mean_that_text_however_they_are_spelled(
-    tmp_path: Path, corpus: Any, byte_level: Tokenizer, gemma_like: Tokenizer
+    corpus: Any, byte_level: Tokenizer, gemma_like: Tokenizer, unigram: Tokenizer
 ) -> None:
     text = "the größer \u00e9\ufffd 中文 <0x41>\n  \U0001f600 x"
     own = load_tokenizer(corpus.tokenizer)
@@ -107,18 +114,18 @@ def test_tokens_of_a_text_mean_that_text_however_they_are_spelled(
         found = [known[token_id] for token_id in tokenizer.encode_batch([text])[0].tolist()]
         assert any(isinstance(meaning, bytes) for meaning in found)
         assert in_bytes(*found) == text.encode()
-    unigram = adopt_tokenizer(xlmr_like(tmp_path / "xlmr", "<>/abdeiklmnpsu"), tmp_path / "unigram")
     known = meanings(unigram)
     assert [known[token_id] for token_id in unigram.encode_batch(["ab a"])[0].tolist()] == [" ", "a", "b", " ", "a"]
     assert meanings(own)[own.mask_token_id] == ("mask_token",)
     assert meanings(own)[own.backend.token_to_id("<0x41>")] == b"A"
+    own.backend.add_special_tokens(["<entity>"])  # one that has none of the roles
+    assert meanings(replace(own, vocab_size=513))[512] == "<entity>"
 
 
 def test_a_token_gets_the_old_one_of_its_meaning_or_those_of_its_parts_or_none(
-    tmp_path: Path, corpus: Any, byte_level: Tokenizer, gemma_like: Tokenizer
+    corpus: Any, byte_level: Tokenizer, gemma_like: Tokenizer, unigram: Tokenizer
 ) -> None:
     own = load_tokenizer(corpus.tokenizer)
-    unigram = adopt_tokenizer(xlmr_like(tmp_path / "xlmr", "<>/abdeiklmnpsu"), tmp_path / "unigram")
     assert [meanings(own)[old] for [old] in old_tokens(own, gemma_like)] == meanings(gemma_like)
     for old, new, wanted in ((own, byte_level, {1, 2}), (byte_level, own, {1, 2}), (unigram, own, {0, 1, 2})):
         theirs, kinds = meanings(old), set()
@@ -131,6 +138,15 @@ def test_a_token_gets_the_old_one_of_its_meaning_or_those_of_its_parts_or_none(
             kinds.add(min(len(chosen), 2))
         assert kinds == wanted
         assert old_tokens(old, old) == [[token_id] for token_id in range(old.vocab_size)]
+
+
+def test_of_two_old_tokens_of_one_text_that_one_counts_which_is_made_of_it(corpus: Any, byte_level: Tokenizer) -> None:
+    added, merged = byte_level.backend.token_to_id(" " * 4), byte_level.backend.token_to_id("\u0120" * 4)
+    assert [meanings(byte_level)[token_id] for token_id in (added, merged)] == [" " * 4] * 2
+    assert byte_level.encode_batch([" " * 4])[0].tolist() == [added]
+    own = load_tokenizer(corpus.tokenizer)
+    own.backend.add_tokens([" " * 4])
+    assert old_tokens(byte_level, replace(own, vocab_size=513))[512] == [added]
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -151,6 +167,8 @@ def test_the_same_tokenizer_gives_the_same_bits_and_another_order_the_same_logit
     assert capsys.readouterr().out == f"{same}: 507 copied, 0 averaged, 5 special, 0 unknown\n"
     after = weights_of(same)
     assert before.keys() == after.keys()
+    old_config, config = (json.loads((folder / "config.json").read_text()) for folder in (hub, same))
+    assert config["dtype"] == old_config["dtype"]
     for name, tensor in after.items():
         wanted = before[name][:512] if name in (EMBEDDINGS, BIAS) else before[name]
         assert tensor.dtype == wanted.dtype
@@ -168,31 +186,32 @@ def test_the_same_tokenizer_gives_the_same_bits_and_another_order_the_same_logit
 
 
 def test_the_record_counts_and_the_result_is_imported_and_converted_back(
-    tmp_path: Path, corpus: Any, byte_level: Tokenizer
+    tmp_path: Path, corpus: Any, unigram: Tokenizer
 ) -> None:
-    ids = {f"{role}_id": getattr(byte_level, f"{role}_id") for role in ("pad_token", "bos_token", "eos_token")}
-    hub = with_tokenizer(publish(tmp_path, **ids, vocab_size=byte_level.vocab_size), byte_level.folder)
+    ids = {f"{role}_id": getattr(unigram, f"{role}_id") for role in ("pad_token", "bos_token", "eos_token")}
+    hub = with_tokenizer(publish(tmp_path, **ids, vocab_size=unigram.vocab_size + 9), unigram.folder)
     new = load_tokenizer(corpus.tokenizer)
+    numbers = old_tokens(unigram, new)
     changed = change(hub, new.folder)
     before, after = weights_of(hub), weights_of(changed)
     for name in (EMBEDDINGS, BIAS):
         for role in SPECIAL_TOKENS:
-            row, old_row = (getattr(tokenizer, f"{role}_id") for tokenizer in (new, byte_level))
+            row, old_row = (getattr(tokenizer, f"{role}_id") for tokenizer in (new, unigram))
             assert torch.equal(after[name][row], before[name][old_row]), role
-        assert torch.equal(after[name], mean_rows(before[name], old_tokens(byte_level, new)))
+        assert torch.equal(after[name], mean_rows(before[name][: unigram.vocab_size], numbers))
     record = json.loads((changed / "vocabulary.json").read_text())
-    numbers = list(map(len, old_tokens(byte_level, new)))
+    lengths = list(map(len, numbers))
     assert record == {
-        "copied": numbers.count(1) - 5,
-        "averaged": len(numbers) - numbers.count(1),
+        "copied": lengths.count(1) - 5,
+        "averaged": len(lengths) - lengths.count(1) - lengths.count(0),
         "special": 5,
-        "unknown": 0,
+        "unknown": lengths.count(0),
         "model": str(hub),
         "model_sha256": {"model.safetensors": sha256_of(hub / "model.safetensors")},
         "old_tokenizer_sha256": sha256_of(hub / "tokenizer.json"),
         "tokenizer_digest": new.digest,
     }
-    assert record["averaged"] > 0
+    assert min(record[key] for key in ("copied", "averaged", "unknown")) > 0
     config = json.loads((changed / "config.json").read_text())
     assert [config[f"{role}_token_id"] for role in ("pad", "eos", "bos", "cls", "sep")] == [0, 1, 2, 2, 1]
     run = take(changed, new.folder)
@@ -213,11 +232,12 @@ def test_what_exists_is_never_touched(tmp_path: Path, corpus: Any) -> None:
 
 
 def test_what_the_import_would_refuse_is_refused(tmp_path: Path, corpus: Any) -> None:
+    refused(tmp_path / "OWNER", corpus.tokenizer, r"OWNER/config.json is missing; .*fetched first: hf download")
     hub = publish(tmp_path)
     refused(hub, corpus.tokenizer, r"hub holds no tokenizer.json; of transformers")
     with_tokenizer(hub, corpus.tokenizer)
     change_json(hub / "config.json", {"mask_token_id": 7})
-    refused(hub, corpus.tokenizer, r"mask_token_id = 7 is 4 in tokenizer .*hub; ")
+    refused(hub, corpus.tokenizer, r"mask_token_id = 7 is 4 in tokenizer .*hub; take config.json and")
     change_json(hub / "config.json", {"mask_token_id": 4, "tie_word_embeddings": False})
     change_weights(hub, {DECODER: torch.randn(520, 32)})
     refused(hub, corpus.tokenizer, "decoder.weight differs from .*tie_word_embeddings true")

@@ -27,7 +27,7 @@ from mmbert.command import errors_in_one_line, local_folder
 from mmbert.convert_to_hf import huggingface_config, write_config, write_tokenizer
 from mmbert.file_contents import sha256_of
 from mmbert.import_from_hf import read_model
-from mmbert.published_model import DTYPES, EMBEDDINGS
+from mmbert.published_model import DTYPES, EMBEDDINGS, read_config
 from mmbert.tokenizer import Tokenizer, adopt_tokenizer, load_tokenizer
 
 RECORD = "vocabulary.json"
@@ -75,7 +75,8 @@ def spelled(meaning: str | bytes, tokenizer: Tokenizer, known: dict[Meaning, int
 def old_tokens(old: Tokenizer, new: Tokenizer) -> list[list[int]]:
     """For each token of the new vocabulary the old ones that its row is the mean of: one for what both have."""
     theirs = meanings(old)
-    known = {meaning: token_id for token_id, meaning in reversed(list(enumerate(theirs)))}  # of equals the first
+    # Of equals the last: an added token comes behind the others, and is found in a text before them.
+    known = {meaning: token_id for token_id, meaning in enumerate(theirs)}
     found = []
     for token_id, meaning in enumerate(meanings(new)):
         twin = old.backend.token_to_id(new.backend.id_to_token(token_id))
@@ -131,8 +132,9 @@ def change_vocabulary(folder: Path, tokenizer_folder: Path, output: Path) -> dic
     """
     if os.path.lexists(output):
         raise FileExistsError(f"--output {output} exists; remove it, or name another folder")
-    new, old = load_tokenizer(tokenizer_folder), own_tokenizer(folder)
-    _, stored, model = read_model(folder, old)
+    new, written = load_tokenizer(tokenizer_folder), read_config(folder / "config.json")
+    old = own_tokenizer(folder)
+    stored, model = read_model(folder, written, old)
     numbers = old_tokens(old, new)
     weights: dict[str, Tensor] = dict(model.named_parameters())
     for name in (EMBEDDINGS, BIAS):

@@ -67,20 +67,24 @@ def reference_folder(written: dict[str, Any], stored: dict[str, Stored], tokeniz
         yield folder
 
 
-def read_model(folder: Path, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, Stored], MmBertForMaskedLM]:
-    """config.json as written, the tensors of the files, and the model that they are, in float32.
+def read_model(
+    folder: Path, written: dict[str, Any], tokenizer: Tokenizer
+) -> tuple[dict[str, Stored], MmBertForMaskedLM]:
+    """The tensors in a folder's files, and the model that they are, in float32.
+
+    Args:
+        written: its config.json, from read_config.
 
     Raises:
         OSError, ValueError: a file is missing or unfit, or `tokenizer` is not the model's.
     """
-    written = read_config(folder / "config.json")
     config = model_config(written, folder / "config.json")
     check_tokenizer(written, config, tokenizer, folder)
     stored = stored_tensors(folder)
     check_tensors(stored, config, written.get("tie_word_embeddings", True), folder)
     model = MmBertForMaskedLM(config).eval()
     load_stored(stored, model)
-    return written, stored, model
+    return stored, model
 
 
 def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[ModelConfig, float]:
@@ -100,7 +104,8 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
     if os.path.lexists(output):
         raise FileExistsError(f"--output {output} exists; remove it, or name another folder")
     tokenizer = load_tokenizer(tokenizer_folder)
-    written, stored, model = read_model(folder, tokenizer)
+    written = read_config(folder / "config.json")
+    stored, model = read_model(folder, written, tokenizer)
     state = first_state(asdict(model.config), str(tokenizer.folder), tokenizer.digest)
     with untrained_run(output, model, state) as partial:
         with reference_folder(written, stored, tokenizer) as reference:

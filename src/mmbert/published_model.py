@@ -205,6 +205,8 @@ def check_tokenizer(written: dict[str, Any], config: ModelConfig, tokenizer: Tok
     """
     path = folder / "config.json"
     remedy = "prepare the data with the model's own tokenizer, and name that one with --tokenizer"
+    if tokenizer.folder == folder:
+        remedy = "take config.json and tokenizer of one model"
     tokenizer.check_vocabulary(f"{path}: vocab_size", config.vocab_size, remedy)
     for key in TOKEN_IDS:
         if written.get(key) is not None and written[key] != getattr(tokenizer, key):
