@@ -220,6 +220,8 @@ def test_the_record_counts_and_the_result_is_imported_and_converted_back(
     back = weights_of(tmp_path / "back")
     assert back.keys() == after.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in after.items())
+    card = (tmp_path / "back" / "README.md").read_text()
+    assert f"from a Hugging Face folder, `changed`, which is `{hub.name}` with another vocabulary" in card
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -27,10 +27,9 @@ from mmbert.command import errors_in_one_line, local_folder
 from mmbert.convert_to_hf import huggingface_config, write_config, write_tokenizer
 from mmbert.file_contents import sha256_of
 from mmbert.import_from_hf import read_model
-from mmbert.published_model import DTYPES, EMBEDDINGS, read_config
+from mmbert.published_model import DTYPES, EMBEDDINGS, VOCABULARY, read_config
 from mmbert.tokenizer import Tokenizer, adopt_tokenizer, load_tokenizer
 
-RECORD = "vocabulary.json"
 BIAS = "decoder.bias"
 
 LETTERS = sorted(ByteLevel.alphabet())
@@ -156,7 +155,7 @@ def change_vocabulary(folder: Path, tokenizer_folder: Path, output: Path) -> dic
         tensors = {name: tensor.to(DTYPES[stored[name].dtype]) for name, tensor in weights.items()}
         write_tensors(partial / "model.safetensors", tensors)
         write_tokenizer(new, partial, model.config.max_position_embeddings)
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (partial / VOCABULARY).write_text(json.dumps(record, indent=2) + "\n")
         publish_folder(partial, output)
     return counts
 

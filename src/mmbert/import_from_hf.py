@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mmbert.checkpoint_files import read_json
 from mmbert.command import errors_in_one_line, local_folder
 from mmbert.config import IMPORTED, ModelConfig
 from mmbert.convert_to_hf import carried_fields, check_logits
@@ -29,6 +30,7 @@ from mmbert.published_model import (
     CARRIED,
     DROPOUTS,
     FIXED,
+    VOCABULARY,
     Stored,
     check_tensors,
     check_tokenizer,
@@ -110,12 +112,14 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
     with untrained_run(output, model, state) as partial:
         with reference_folder(written, stored, tokenizer) as reference:
             difference = check_logits(model, reference, tokenizer, folder, output)
-        record = {
+        record: dict[str, Any] = {
             "hf_max_logit_difference": difference,
             "model": str(folder),
             "model_sha256": {path.name: sha256_of(path) for path in sorted({entry.path for entry in stored.values()})},
             "tokenizer_digest": tokenizer.digest,
         }
+        if (changed := folder / VOCABULARY).is_file():
+            record["changed_vocabulary_of"] = read_json(changed).get("model")
         (partial / IMPORTED).write_text(json.dumps(record, indent=2) + "\n")
     return model.config, difference
 

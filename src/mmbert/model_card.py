@@ -108,8 +108,12 @@ class History:
         if (run / MERGED).is_file():
             self.add_merge(run)
         elif (run / IMPORTED).is_file():
-            source = Path(str(read_json(run / IMPORTED).get("model"))).name  # where it lay is nobody's business
-            self.tell(f"`{run.name}` was imported from a Hugging Face folder, `{source}`")
+            record = read_json(run / IMPORTED)
+            source, origin = (  # where they lay is nobody's business
+                Path(str(record.get(key, ""))).name for key in ("model", "changed_vocabulary_of")
+            )
+            changed = f", which is `{origin}` with another vocabulary" if origin else ""
+            self.tell(f"`{run.name}` was imported from a Hugging Face folder, `{source}`{changed}")
         elif "name" in state["config"]:
             self.add_trained(run, state)
         else:

@@ -55,6 +55,7 @@ TOKEN_IDS = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id", "ma
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 EMBEDDINGS, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
+VOCABULARY = "vocabulary.json"  # in a folder of change_vocabulary: what it did, and of which model
 
 
 SHORT = reprlib.Repr()  # of what a file says, which may be of any length
