@@ -7,10 +7,7 @@ step's rows are the `num_rows` from position `first_row` on.
 """
 import argparse
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
 
 from mmbert.command import errors_in_one_line
 from mmbert.ledger_audit import Planned, Saved
@@ -44,9 +41,9 @@ def texts_of(run: Path, positions: Sequence[int], data_root: str | None) -> Iter
         row = shards.rows(place)
         stream, number = place[0].tolist()
         yield f"position {position}: {planned.data.names[stream]} row {number}, {len(row.input_ids):,} tokens"
-        for start, end in pairwise([0, *np.cumsum(row.lengths, dtype=np.int64).tolist()]):
-            yield f"-- {end - start:,} tokens"
-            yield tokenizer.backend.decode(row.input_ids[start:end].tolist(), skip_special_tokens=True)
+        for ids in row.documents():
+            yield f"-- {len(ids):,} tokens"
+            yield tokenizer.backend.decode(ids.tolist(), skip_special_tokens=True)
 
 
 @errors_in_one_line()
