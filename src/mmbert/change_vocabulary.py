@@ -9,7 +9,6 @@ al. 2022, arXiv:2402.09977). All other weights stay bit for bit; vocabulary.json
 
 import argparse
 import json
-import os
 import re
 import tempfile
 from collections import Counter
@@ -23,11 +22,11 @@ from torch import Tensor
 
 from mmbert.atomic import partial_folder, publish_folder
 from mmbert.checkpoint_files import write_tensors
-from mmbert.command import errors_in_one_line, local_folder
+from mmbert.command import errors_in_one_line, local_folder, refuse_existing
 from mmbert.convert_to_hf import huggingface_config, write_config, write_tokenizer
 from mmbert.file_contents import sha256_of
 from mmbert.import_from_hf import read_model
-from mmbert.published_model import DTYPES, EMBEDDINGS, VOCABULARY, read_config
+from mmbert.published_model import DTYPES, EMBEDDINGS, VOCABULARY, digests_of, read_config
 from mmbert.tokenizer import Tokenizer, adopt_tokenizer, load_tokenizer
 
 BIAS = "decoder.bias"
@@ -129,8 +128,7 @@ def change_vocabulary(folder: Path, tokenizer_folder: Path, output: Path) -> dic
     Raises:
         OSError, ValueError: an input is missing or unfit, or `output` exists.
     """
-    if os.path.lexists(output):
-        raise FileExistsError(f"--output {output} exists; remove it, or name another folder")
+    refuse_existing(output)
     new, written = load_tokenizer(tokenizer_folder), read_config(folder / "config.json")
     old = own_tokenizer(folder)
     stored, model = read_model(folder, written, old)
@@ -146,7 +144,7 @@ def change_vocabulary(folder: Path, tokenizer_folder: Path, output: Path) -> dic
     record = {
         **counts,
         "model": str(folder),
-        "model_sha256": {path.name: sha256_of(path) for path in sorted({entry.path for entry in stored.values()})},
+        "model_sha256": digests_of(stored),
         "old_tokenizer_sha256": sha256_of(folder / "tokenizer.json"),
         "tokenizer_digest": new.digest,
     }

@@ -1,6 +1,7 @@
 """What programs share: how they fail, how they import what takes long, and some of their arguments."""
 import errno
 import gc
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
@@ -60,3 +61,13 @@ def local_folder(text: str) -> Path:
     if "://" in text:
         raise ArgumentTypeError(f"{text} lies in an object store: name a folder, and copy from or to it")
     return Path(text)
+
+
+def refuse_existing(output: Path) -> None:
+    """For a program that replaces nothing.
+
+    Raises:
+        FileExistsError: there is something, be it a dangling link.
+    """
+    if os.path.lexists(output):
+        raise FileExistsError(f"--output {output} exists; remove it, or name another folder")

@@ -10,7 +10,6 @@ reads the published files itself; import.json keeps the result.
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +20,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mmbert.checkpoint_files import read_json
-from mmbert.command import errors_in_one_line, local_folder
+from mmbert.command import errors_in_one_line, local_folder, refuse_existing
 from mmbert.config import IMPORTED, ModelConfig
 from mmbert.convert_to_hf import carried_fields, check_logits
-from mmbert.file_contents import sha256_of
 from mmbert.model import MmBertForMaskedLM
 from mmbert.published_model import (
     CARRIED,
@@ -34,6 +32,7 @@ from mmbert.published_model import (
     Stored,
     check_tensors,
     check_tokenizer,
+    digests_of,
     load_stored,
     model_config,
     read_config,
@@ -103,8 +102,7 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
     Raises:
         OSError, ValueError: an input is missing or unfit, `output` exists, or the logits differ.
     """
-    if os.path.lexists(output):
-        raise FileExistsError(f"--output {output} exists; remove it, or name another folder")
+    refuse_existing(output)
     tokenizer = load_tokenizer(tokenizer_folder)
     written = read_config(folder / "config.json")
     stored, model = read_model(folder, written, tokenizer)
@@ -115,7 +113,7 @@ def import_model(folder: Path, tokenizer_folder: Path, output: Path) -> tuple[Mo
         record: dict[str, Any] = {
             "hf_max_logit_difference": difference,
             "model": str(folder),
-            "model_sha256": {path.name: sha256_of(path) for path in sorted({entry.path for entry in stored.values()})},
+            "model_sha256": digests_of(stored),
             "tokenizer_digest": tokenizer.digest,
         }
         if (changed := folder / VOCABULARY).is_file():

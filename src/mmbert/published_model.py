@@ -18,7 +18,7 @@ from transformers import ModernBertConfig
 
 from mmbert.checkpoint_files import read_json
 from mmbert.config import ModelConfig
-from mmbert.file_contents import seen_from
+from mmbert.file_contents import seen_from, sha256_of
 from mmbert.model import MmBertForMaskedLM
 from mmbert.tokenizer import Tokenizer
 from mmbert.typed import build
@@ -345,6 +345,11 @@ def read_tensor(stored: dict[str, Stored], name: str) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{path}: {name} holds NaN or infinity; take another model")
     return tensor
+
+
+def digests_of(stored: dict[str, Stored]) -> dict[str, str]:
+    """sha256 of each file that the tensors lie in, by its name."""
+    return {path.name: sha256_of(path) for path in sorted({entry.path for entry in stored.values()})}
 
 
 @torch.no_grad()
