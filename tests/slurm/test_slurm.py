@@ -30,9 +30,9 @@ def test_a_chain_goes_on_after_a_time_limit_and_a_phase_that_fails_cancels_the_n
     first = site.submit(*chain)
 
     site.await_step("phase1", first["phase1"], 5)
+    assert "running" in site.script("status.sh", *chain[1:])
     limit = time.strftime("%FT%T", time.localtime(time.time() + 50))
     cluster.run("scontrol", "update", f"JobId={first['phase1']}", f"EndTime={limit}")
-    assert "running" in site.script("status.sh", *chain[1:])
     wait_until(lambda: site.field(first["phase1"], "Restarts") != "0", PATIENCE, pause=1)
     cluster.run("scontrol", "update", f"JobId={first['phase1']}", "TimeLimit=30")  # or a slow machine meets it again
     site.await_state(first["phase1"], "COMPLETED")
