@@ -1,20 +1,23 @@
-"""A training run on a GPU that is not there: `main.py`, with tensors that say they are on one and lie in memory.
+"""A GPU that is not there, for `main.py` or any program: tensors say that they are on one and lie in memory.
 
 Whoever mixes them with tensors of the CPU gets an error, as on a GPU, and every wait of the host for the device is
 noted. So the branches that only a GPU takes can be run to the end anywhere; their speed cannot be seen, nor what a
 kernel computes: those of attention and of the head's loss are replaced by formulas. Layers are not compiled
 (tests/code_for_a_gpu.py does that).
 
-    run(folder, ["phase1.yaml", "device=gpu"], kill_at=None)
+    run(folder, ["phase1.yaml", "device=gpu"], kill_at=None)  # main.py
+    run_program(folder, "pytest", ["-m", "gpu", "tests/test_attention.py"])  # python -m pytest ...
 
-It is a process of its own, in front of which a small library answers for CUDA's that there is one GPU, idle.
+Each is a process of its own, in front of which a small library answers for CUDA's that there is one GPU, idle.
 """
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
 import traceback
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +44,9 @@ int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }
 DRIVER = "int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = *active = 0; return 0; }"
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 waits: Counter[str] = Counter()
+hosts: "weakref.WeakValueDictionary[int, Tensor]" = weakref.WeakValueDictionary()  # by id: tensors compare by element
+peak_bytes = 0
+sync_debug_mode = "default"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,20 @@ class Outcome(training_runs.Outcome):
 
 def run(folder: Path, arguments: Sequence[Any], kill_at: int | None = None) -> Outcome:
     """Run `main.py` on these arguments; a kill comes at the end of the step `kill_at`."""
+    done = _run(folder, "main.py", str(kill_at), *map(str, arguments))
+    record = folder / "steps.jsonl"
+    steps = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    found = folder / "waits.json"
+    output = done.stderr + record.with_suffix(".log").read_text(errors="replace")
+    return Outcome(done.returncode, output, steps, json.loads(found.read_text()) if found.exists() else {})
+
+
+def run_program(folder: Path, module: str, arguments: Sequence[Any]) -> "subprocess.CompletedProcess[str]":
+    """Run `python -m module` on these arguments."""
+    return _run(folder, module, *map(str, arguments))
+
+
+def _run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     for name, source in (("libruntime.so", RUNTIME), ("libcuda.so.1", DRIVER)):
         command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)]
         subprocess.run(command, input=source, text=True, check=True)
@@ -60,13 +80,8 @@ def run(folder: Path, arguments: Sequence[Any], kill_at: int | None = None) -> O
         "LD_LIBRARY_PATH": str(folder),
         "TORCHDYNAMO_DISABLE": "1",
     }
-    command = [sys.executable, "-m", "tests.emulated_gpu", str(folder), str(kill_at), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    record = folder / "steps.jsonl"
-    steps = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    found = folder / "waits.json"
-    output = done.stderr + record.with_suffix(".log").read_text(errors="replace")
-    return Outcome(done.returncode, output, steps, json.loads(found.read_text()) if found.exists() else {})
+    command = [sys.executable, "-m", "tests.emulated_gpu", str(folder), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 class GpuTensor(Tensor):
@@ -80,6 +95,7 @@ class GpuTensor(Tensor):
             cls, host.size(), host.stride(), host.storage_offset(), dtype=host.dtype, device=GPU
         )
         made.host = host
+        hosts[id(host)] = host
         return made
 
     def tolist(self) -> Any:
@@ -105,16 +121,16 @@ def compute(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         RuntimeError: operands are on both devices.
     """
     leaves = tree_leaves((args, kwargs))
-    there = {id(x.host): x for x in leaves if isinstance(x, GpuTensor)}
+    operands = {id(x.host): x for x in leaves if isinstance(x, GpuTensor)}
     here = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, GpuTensor)]
     device = next((x for x in leaves if isinstance(x, torch.device)), None)
-    is_there = device.type == "cuda" if device is not None else bool(there)
+    is_there = device.type == "cuda" if device is not None else bool(operands)
     name = operator._schema.name
-    if there and (name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal") or not is_there):
+    if operands and (name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal") or not is_there):
         wait()
     if name == "aten::copy_":
         is_there = isinstance(args[0], GpuTensor)
-    elif there and any(x.dim() > 0 for x in here):
+    elif operands and any(x.dim() > 0 for x in here):
         raise RuntimeError(f"{operator}: a tensor on the CPU among those on the GPU")
     args, kwargs = tree_map(to_host, (args, kwargs))
     if name == "aten::_to_copy":
@@ -124,11 +140,14 @@ def compute(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return results
 
     def moved(x: Any) -> Any:
-        if id(x) in there:  # an operand that was written to
-            return there[id(x)]
+        if id(x) in operands:  # it was written to
+            return operands[id(x)]
         return GpuTensor(x) if isinstance(x, Tensor) else x
 
-    return tree_map(moved, results)
+    moved_results = tree_map(moved, results)
+    if peak_bytes:
+        note_peak()
+    return moved_results
 
 
 def to_host(x: Any) -> Any:
@@ -138,8 +157,36 @@ def to_host(x: Any) -> Any:
     return CPU if isinstance(x, torch.device) and x.type == "cuda" else x
 
 
+def bytes_there() -> int:
+    """What all tensors on the GPU take together."""
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in hosts.values()}
+    return sum(storages.values())
+
+
+def note_peak() -> None:
+    """Called after each operator once a program has asked for the most memory; it goes through all tensors."""
+    global peak_bytes
+    peak_bytes = max(peak_bytes, bytes_there())
+
+
+def forget_peak() -> None:
+    global peak_bytes
+    peak_bytes = bytes_there()
+
+
+def set_sync_debug_mode(mode: str) -> None:
+    global sync_debug_mode
+    sync_debug_mode = mode
+
+
 def wait() -> None:
-    """Note who waits: the innermost function of this repository or Composer, and whether within a microbatch."""
+    """Note who waits: the innermost function of this repository or Composer, and whether within a microbatch.
+
+    Raises:
+        RuntimeError: in the debug mode that turns a wait into an error.
+    """
+    if sync_debug_mode == "error":
+        raise RuntimeError("called a synchronizing CUDA operation")
     frames = traceback.extract_stack()
     in_microbatch = threading.current_thread() is not threading.main_thread() or any(
         frame.name == "_train_microbatch" for frame in frames
@@ -151,7 +198,7 @@ def wait() -> None:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Any, cu_seqlens_q: Tensor, window: tuple[int, int]) -> Tensor:
     """In place of FlashAttention."""
-    assert q.dtype == torch.bfloat16
+    assert q.dtype in (torch.bfloat16, torch.float16)
     assert max(packing.lengths) <= packing.max_seqlen
     lengths_q = to_host(cu_seqlens_q).diff().tolist()
     outputs = []
@@ -167,8 +214,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Any, cu_seqlens_q: Tensor, 
     return torch.cat(outputs)
 
 
-def attend_document(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+def attend_document(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
     """In place of torch's attention, which asks CUDA for the GPU's generation."""
+    assert dropout_p == 0.0
     scores = query @ key.mT / query.shape[-1] ** 0.5
     if attn_mask is not None:
         scores = scores + attn_mask
@@ -197,6 +247,11 @@ def emulate() -> None:
     answers |= dict.fromkeys(("set_device", "synchronize", "manual_seed_all", "empty_cache", "_lazy_init"))
     for name, answer in answers.items():
         setattr(cuda, name, lambda *_, _answer=answer, **__: _answer)
+    cuda.memory_allocated, cuda.max_memory_allocated = bytes_there, lambda: peak_bytes
+    cuda.reset_peak_memory_stats, cuda.set_sync_debug_mode = forget_peak, set_sync_debug_mode
+    generator = torch.Generator
+    torch.Generator = lambda device=CPU: generator()  # type: ignore[misc, assignment]
+    torch.inference_mode = torch.no_grad  # type: ignore[misc]  # in which a tensor cannot be of another class
     for name in ("all_reduce", "broadcast", "barrier"):  # one rank
         setattr(torch.distributed, name, lambda *_, **__: None)
     make: Callable[..., Tensor] = torch.tensor
@@ -212,12 +267,15 @@ def emulate() -> None:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, program, *words = Path(sys.argv[1]), *sys.argv[2:]
     emulate()
-    kill_at = None if sys.argv[2] == "None" else int(sys.argv[2])
-    try:
-        with Emulation():
-            record = str(folder / "steps.jsonl")
-            training_runs._run(sys.argv[3:], record, str(folder / "steps.log"), kill_at, 9, (), {})
-    finally:
-        (folder / "waits.json").write_text(json.dumps(waits))
+    with Emulation():
+        if program != "main.py":
+            sys.argv = [program, *words]
+            runpy.run_module(program, run_name="__main__")
+            sys.exit()
+        kill_at = None if words[0] == "None" else int(words[0])
+        try:
+            training_runs._run(words[1:], str(folder / "steps.jsonl"), str(folder / "steps.log"), kill_at, 9, (), {})
+        finally:
+            (folder / "waits.json").write_text(json.dumps(waits))

@@ -239,6 +239,27 @@ def test_program_writes_bits_per_byte_of_every_language(arguments: list[str], tm
     assert 0 <= score["accuracy"] <= 1
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_measures_what_a_cpu_does(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bits_per_byte.json"
+    program.main(arguments)
+    on_gpu = json.loads(output.read_text())["languages"]
+    output.unlink()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    program.main(arguments)
+    on_cpu = json.loads(output.read_text())["languages"]
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith(", on cuda")
+    assert second.endswith(", on cpu")
+    assert on_gpu.keys() == on_cpu.keys()
+    for language, scores in on_cpu.items():
+        assert on_gpu[language] == pytest.approx(scores, rel=1e-4)
+
+
 def test_program_skips_work_only_while_its_inputs_stay_the_same(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""A phase on an emulated GPU against one on the CPU; what it cannot show is in docs/gpu-checks.md."""
+"""Programs and tests on an emulated GPU, and a phase on one against the CPU; docs/gpu-checks.md has what that lacks."""
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,27 @@ def test_a_phase_on_a_gpu_is_that_of_a_cpu_and_goes_on_bit_for_bit(corpus: Corpu
     first = killed.steps[9]["step"]
     assert 1 < first < 9  # from a checkpoint
     assert killed.steps == whole.steps[:9] + whole.steps[first - 1 :]
+
+
+def test_the_tests_for_a_gpu_run_on_an_emulated_one(tmp_path: Path) -> None:
+    """So a real one, lent for half an hour, meets no mistake in a test or in the benchmark of a step.
+
+    Two tests are left out: the head of 100,000 entries is much for a CPU, and the phase is trained above.
+    """
+    files = [f"tests/test_{name}.py" for name in ("attention", "model", "benchmark_step", "evaluation")]
+    done = emulated_gpu.run_program(tmp_path, "pytest", ["-m", "gpu", "-p", "no:cacheprovider", "-rp", *files])
+    assert done.returncode == 0, done.stdout
+    passed = "\n".join(line for line in done.stdout.splitlines() if line.startswith("PASSED"))
+    of_attention = [f"{name}[torch_flash" for name in ("dtype_allows", "without_a_query", "waits_for_the_device")]
+    for name in (*of_attention, "close_to_fp32_on_a_gpu", "a_step_on_a_gpu", "a_gpu_measures_what_a_cpu_does"):
+        assert name in passed, done.stdout
+
+
+def test_the_benchmark_of_the_head_runs_on_a_gpu(tmp_path: Path) -> None:
+    words = ["--device", "gpu", "--precision", "amp_bf16", "--rows", 900, "--vocab", 500, "--hidden", 16]
+    done = emulated_gpu.run_program(tmp_path, "mmbert.benchmark", ["head", *words, "--min-memory-ratio", 3])
+    assert done.returncode == 0, done.stderr
+    assert "torch.cuda.max_memory_allocated" in done.stdout
 
 
 def test_plain_attention_serves_a_gpu_too(corpus: Corpus, tmp_path: Path) -> None:
