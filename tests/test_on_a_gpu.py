@@ -77,6 +77,15 @@ def test_the_benchmark_of_the_head_runs_on_a_gpu(tmp_path: Path) -> None:
     assert "torch.cuda.max_memory_allocated" in done.stdout
 
 
+def test_a_start_that_is_refused_says_so_and_no_more(corpus: Corpus, tmp_path: Path) -> None:
+    """NCCL would warn behind the error that nobody left it."""
+    write_yamls(tmp_path, corpus)
+    lost = corpus.shards[64] / "lost"
+    refused = emulated_gpu.run_program(tmp_path, "main", [tmp_path / "phase1.yaml", "device=gpu", f"data.root={lost}"])
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: "), refused.stderr
+
+
 def test_plain_attention_serves_a_gpu_too(corpus: Corpus, tmp_path: Path) -> None:
     """Older ones have no FlashAttention, and fp32 has none anywhere. Documents are longer than the window's tiles."""
     write_yamls(tmp_path, corpus)

@@ -105,13 +105,15 @@ class Ranks:
         return content.numpy().tobytes().decode()
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise an error of one rank on all of them.
+        """Raise an error of one rank on all of them; the run ends with it.
 
         Raises:
             ValueError: names the rank and what it says.
         """
         for rank, message in enumerate(self.texts(with_remedy(error) if error else "")):
             if message:
+                if self.group is None:  # else others may still read what this one has sent
+                    self.leave()
                 raise ValueError(f"rank {rank}: {message}" if self.world_size > 1 else message) from error
 
     def together(self, action: Callable[[], T]) -> T:
