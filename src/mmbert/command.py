@@ -10,9 +10,10 @@ from pathlib import Path
 
 NO_RIGHT = "give this user the right to it, or name another path"
 NO_FOLDER = "that, or a part of it, is no folder: remove it, or name another path"
-FULL = "free space there, and run the same command again"
+NO_SPACE = "free space there, and run the same command again"
 REMEDIES = {
-    errno.EACCES: NO_RIGHT, errno.EPERM: NO_RIGHT, errno.EROFS: NO_RIGHT, errno.ENOSPC: FULL, errno.EDQUOT: FULL,
+    errno.EACCES: NO_RIGHT, errno.EPERM: NO_RIGHT, errno.EROFS: NO_RIGHT,
+    errno.ENOSPC: NO_SPACE, errno.EDQUOT: NO_SPACE,
     errno.ENOTDIR: NO_FOLDER, errno.EEXIST: NO_FOLDER, errno.EFBIG: "ulimit -f says how large a file may be: raise it",
 }  # fmt: skip
 """What to do about errors of the system, which say what and where alone."""
