@@ -2,6 +2,7 @@
 import errno
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,39 @@ def test_usage_names_the_command_that_was_run(folder: str) -> None:
     for path in programs:
         module = ".".join(path.with_suffix("").parts).removeprefix("src.")
         assert f'prog="python -m {module}"' in texts[path], path
+
+
+PIPED = """
+import sys
+from mmbert.command import errors_in_one_line
+with errors_in_one_line():
+    print("the first line", flush=True)
+    sys.stdin.read()
+    for _ in range(int(sys.argv[1])):
+        print("a line")
+"""
+
+
+@pytest.mark.parametrize("lines", [10, 100_000])  # one buffer of Python's, or many
+def test_a_program_whose_reader_has_had_enough_ends_without_a_word(lines: int) -> None:
+    """`python -m mmbert.show_rows runs/mine/phase1 0 1 2 | head`."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = subprocess.Popen([sys.executable, "-c", PIPED, str(lines)], env=environment, **pipes)
+    assert program.stdin
+    assert program.stdout
+    assert program.stderr
+    assert program.stdout.readline() == b"the first line\n"
+    program.stdout.close()
+    program.stdin.close()
+    assert program.stderr.read() == b""
+    assert program.wait(60) == 128 + signal.SIGPIPE
+
+
+def test_another_pipe_that_breaks_is_an_error() -> None:
+    script = "from mmbert.command import *\nwith errors_in_one_line():\n  raise BrokenPipeError(32, 'a')"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, "error: [Errno 32] a\n")
 
 
 def test_a_run_has_a_help() -> None:

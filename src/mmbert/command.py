@@ -2,6 +2,8 @@
 import errno
 import gc
 import os
+import select
+import signal
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
@@ -24,12 +26,25 @@ def errors_in_one_line() -> Iterator[None]:
     """Around a program, or the part of it that reads what a user wrote; also a decorator.
 
     ValueError and OSError are what a user can get wrong: one line on stderr and exit status 1. Anything else is a bug
-    and keeps its traceback.
+    and keeps its traceback. Where the reader of stdout has had enough, as `head` has, the program ends without a word.
     """
     try:
         yield
+        sys.stdout.flush()  # or Python does at its end, where nothing catches what comes of it
+    except BrokenPipeError as error:
+        if not nobody_reads():
+            sys.exit(f"error: {error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {with_remedy(error)}")
+
+
+def nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def with_remedy(error: Exception) -> str:
