@@ -236,6 +236,13 @@ def losses_of(logits: GpuTensor, bias: GpuTensor, targets: GpuTensor, differenti
     return GpuTensor(each), GpuTensor(correct)
 
 
+class HostGenerator(torch.Generator):
+    """Draws in memory, whatever its device is said to be."""
+
+    def __new__(cls, device: Any = CPU) -> "HostGenerator":
+        return super().__new__(cls)
+
+
 def emulate() -> None:
     """Make this process one with a GPU."""
     cuda: Any = torch.cuda
@@ -249,8 +256,7 @@ def emulate() -> None:
         setattr(cuda, name, lambda *_, _answer=answer, **__: _answer)
     cuda.memory_allocated, cuda.max_memory_allocated = bytes_there, lambda: peak_bytes
     cuda.reset_peak_memory_stats, cuda.set_sync_debug_mode = forget_peak, set_sync_debug_mode
-    generator = torch.Generator
-    torch.Generator = lambda device=CPU: generator()  # type: ignore[misc, assignment]
+    torch.Generator = HostGenerator  # type: ignore[misc]
     torch.inference_mode = torch.no_grad  # type: ignore[misc]  # in which a tensor cannot be of another class
     for name in ("all_reduce", "broadcast", "barrier"):  # one rank
         setattr(torch.distributed, name, lambda *_, **__: None)
