@@ -160,7 +160,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_last_step_and_goes_on_bit_for_bit
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_killed_runs_go_on_on_a_gpu(corpus: Corpus, tmp_path: Path) -> None:
-    """bf16, the Triton optimizer: the moments fit, so the losses go on where they were."""
+    """In bf16: the moments fit, so the losses go on where they were."""
     write_yamls(tmp_path, corpus)
     arguments = [tmp_path / "phase1.yaml", "device=gpu", "precision=amp_bf16"]
     whole = train([*arguments, f"run_root={tmp_path}/whole"], tmp_path / "whole.jsonl")
