@@ -31,12 +31,10 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()  # or Python does at its end, where nothing catches what comes of it
-    except BrokenPipeError as error:
-        if not nobody_reads():
-            sys.exit(f"error: {error}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
-        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+            sys.exit(128 + signal.SIGPIPE)
         sys.exit(f"error: {with_remedy(error)}")
 
 
