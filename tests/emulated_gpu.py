@@ -272,16 +272,32 @@ def emulate() -> None:
     head_kernel.losses_of = losses_of
 
 
+def run_here(folder: Path, program: str, words: list[str]) -> None:
+    """The program, within the emulation."""
+    if program != "main.py":
+        sys.argv = [program, *words]
+        runpy.run_module(program, run_name="__main__")
+        return
+    kill_at = None if words[0] == "None" else int(words[0])
+    try:
+        training_runs._run(words[1:], str(folder / "steps.jsonl"), str(folder / "steps.log"), kill_at, 9, (), {})
+    finally:
+        (folder / "waits.json").write_text(json.dumps(waits))
+
+
+def let_go() -> None:
+    """One more backward, outside the emulation.
+
+    The engine's thread for the device then no longer holds the `Emulation` of the last one: it frees that a moment
+    after the backward has returned, and Python, if it ends in that moment, aborts the process.
+    """
+    GpuTensor(torch.ones(1)).requires_grad_().sum().backward()
+
+
 if __name__ == "__main__":
-    folder, program, *words = Path(sys.argv[1]), *sys.argv[2:]
     emulate()
-    with Emulation():
-        if program != "main.py":
-            sys.argv = [program, *words]
-            runpy.run_module(program, run_name="__main__")
-            sys.exit()
-        kill_at = None if words[0] == "None" else int(words[0])
-        try:
-            training_runs._run(words[1:], str(folder / "steps.jsonl"), str(folder / "steps.log"), kill_at, 9, (), {})
-        finally:
-            (folder / "waits.json").write_text(json.dumps(waits))
+    try:
+        with Emulation():
+            run_here(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    finally:
+        let_go()
