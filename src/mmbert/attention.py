@@ -322,7 +322,8 @@ def _loop_attention(
     """One kernel call per document. Padding documents into groups was slower at every shape measured.
 
     So were tiles of queries with oneDNN's products and torch's softmax: 64 GFLOP/s where this has 95, forward and
-    backward, for 4,096 tokens in 4 heads of 64 on two threads of an AMD EPYC.
+    backward, for 4,096 tokens in 4 heads of 64 on two threads of an AMD EPYC. Probabilities kept for the backward
+    win alone, and not in a step (docs/architecture.md).
     """
     mask = None if window is None else packing.mask(window, q.dtype)
     outputs = []
